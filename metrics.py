@@ -1,0 +1,395 @@
+"""The scores: a judge that reads digits, a reader of hues, and what a latent code controls.
+
+`python metrics.py` trains the judge on the training images and saves it to outputs/metrics/ (its weights are tracked,
+so that no run waits for it). Everything else here is called by the model scripts on what they learned. Labels enter
+here alone: they name and score, they train no VAE and no generator.
+
+Scores are shares in [0, 1]; hues are degrees; information is in nats.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+import runs
+
+# The judge's training. Changing these changes the ruler, not a model.
+SEED = 0
+EPOCHS = 8
+BATCH_SIZE = 120
+LEARNING_RATE = 0.004  # peak of the one-cycle schedule
+MAX_SHIFT = 2.0  # pixels, either way, along each axis
+MAX_ROTATION = 12.0  # degrees
+MAX_SCALE = 0.1  # share of the size, up or down
+
+OUTPUT_DIR = Path(__file__).parent / "outputs" / "metrics"
+
+HUE_TOLERANCE = 15.0  # degrees: a hue is right when it is no further off
+N_HUES = 24  # requested hues, evenly spaced from 0 degrees
+CODES_PER_REQUEST = 5
+N_SEARCHED = 20_000  # training codes among which a request's codes are found
+N_NEIGHBORS = 50  # training codes asked how typical a code is of its request
+N_HUE_BINS = 12  # for mutual information with the hue
+N_VALUE_BINS = 20  # equally filled bins of a continuous latent, for mutual information
+
+
+# ------------------------------------------------------------------------------------------------- the judge
+
+
+class Judge(nn.Sequential):
+    """Reads the digit from an image of any colour: (B, 3, 28, 28) in [0, 1] → logits (B, 10)."""
+
+    def __init__(self):
+        def block(channels_in: int, channels_out: int) -> list[nn.Module]:
+            return [
+                nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+                nn.BatchNorm2d(channels_out),
+                nn.ReLU(),
+            ]
+
+        super().__init__(
+            *block(1, 16),
+            nn.MaxPool2d(2),  # 14 × 14
+            *block(16, 32),
+            *block(32, 32),
+            nn.MaxPool2d(2),  # 7 × 7
+            *block(32, 64),
+            *block(64, 64),
+            nn.MaxPool2d(2),  # 3 × 3
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(64 * 3 * 3, 10),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        ink = x.amax(1, keepdim=True)  # (B, 1, 28, 28): the grey level, whatever the hue
+        return super().forward(ink / ink.amax((2, 3), keepdim=True).clamp(min=1e-6))
+
+
+def main() -> dict[str, float]:
+    """Trains the judge, prints its share right on the test digits in grey and in colour, saves weights and results."""
+    started = time.perf_counter()
+    constants = runs.constants(globals())
+    device = runs.begin(OUTPUT_DIR, constants)
+    images, digits = (t.to(device) for t in data.load(train=True))
+    torch.manual_seed(SEED)
+    judge = Judge().to(device, memory_format=torch.channels_last)
+    steps = EPOCHS * math.ceil(len(images) / BATCH_SIZE)
+    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    for epoch in range(1, EPOCHS + 1):
+        judge.train()
+        batches = torch.randperm(len(images)).to(device).split(BATCH_SIZE)
+        for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
+            x = data.colorize(images[index], torch.ones(len(index), 3, device=device))
+            loss = F.cross_entropy(judge(_jitter(x)), digits[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        print(f"epoch {epoch:2d}/{EPOCHS}   loss of the last batch {loss.item():.4f}")
+
+    judge.eval()
+    images, digits = (t.to(device) for t in data.load(train=False))
+    grey = data.colorize(images, torch.ones(len(images), 3, device=device))
+    colored = data.colorize(images, data.random_colors(len(images), data.TEST_COLOR_SEED).to(device))
+    results = {
+        f"judge_{name}": (_in_batches(judge, x).argmax(1) == digits).float().mean().item()
+        for name, x in (("grey", grey), ("colored", colored))
+    }
+    runs.save_torch(OUTPUT_DIR / f"judge_{data.DATASET}.pt", judge.state_dict())
+    runs.finish(OUTPUT_DIR, constants, time.perf_counter() - started, results)
+    return results
+
+
+def _jitter(x: Tensor) -> Tensor:
+    """x (B, 1 or 3, 28, 28), each image shifted, turned and scaled a little at random."""
+    shift, angle, scale = torch.rand(3, 2, len(x), device=x.device) * 2 - 1
+    shift = shift * MAX_SHIFT / 14  # the image spans [-1, 1]
+    angle, scale = angle[0] * math.radians(MAX_ROTATION), 1 + scale[0] * MAX_SCALE
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    theta = torch.stack([torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1)
+    return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
+
+
+def _in_batches(function, x: Tensor, size: int = 500) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([function(batch) for batch in x.split(size)])
+
+
+def judge(device: torch.device) -> Judge:
+    """The trained judge of data.DATASET on a device, in eval mode. Where there is none yet, it is trained first."""
+    path = OUTPUT_DIR / f"judge_{data.DATASET}.pt"
+    if not path.exists():
+        print(f"There is no judge for {data.DATASET} yet: training it, once.")
+        main()
+    return _load_judge(path, device)
+
+
+@functools.cache
+def _load_judge(path: Path, device: torch.device) -> Judge:
+    model = Judge()
+    try:
+        model.load_state_dict(runs.load_torch(path))
+    except (RuntimeError, TypeError, AttributeError):
+        raise SystemExit(f"{path} is not a judge's weights: delete it, then run python metrics.py.") from None
+    return model.to(device).eval()
+
+
+def digit_of(images: Tensor) -> Tensor:
+    """Judged digit of images (B, 3, 28, 28) in [0, 1]: int64 (B,)."""
+    return _in_batches(lambda x: judge(x.device)(x).argmax(1), images)
+
+
+def hue_of(images: Tensor) -> Tensor:
+    """Hue in degrees, (B,), of the ink-weighted mean RGB of images (B, 3, 28, 28); NaN where there is none.
+
+    A pixel's ink is the maximum of its channels, so that the black ground has no say.
+    """
+    ink = images.amax(1, keepdim=True)
+    return data.rgb_to_hue((ink * images).sum((2, 3)) / ink.sum((2, 3)))
+
+
+def hue_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Degrees between hues the shorter way round the wheel, in [0, 180]."""
+    return ((a - b + 180) % 360 - 180).abs()
+
+
+def _right(images: Tensor, digits: Tensor, hues: Tensor) -> tuple[Tensor, Tensor]:
+    """Which images (B, 3, 28, 28) show the wanted digits, and which the wanted hues: two bool (B,)."""
+    return digit_of(images) == digits, hue_distance(hue_of(images), hues) <= HUE_TOLERANCE
+
+
+def _shares(name: str, digit: Tensor, hue: Tensor) -> dict[str, float]:
+    parts = {"digit": digit, "hue": hue, "both": digit & hue}
+    return {f"{name}_{part}": right.double().mean().item() for part, right in parts.items()}
+
+
+def first_of_each_digit(digits: Tensor, n: int) -> Tensor:
+    """Indices (10, n) of the first n images of each digit, in their order (over again where there are fewer)."""
+    places = [(digits == digit).nonzero()[:, 0] for digit in range(10)]
+    return torch.stack([place[torch.arange(n, device=place.device) % len(place)] for place in places])
+
+
+# ---------------------------------------------------------------------------------------------------- ELBO
+
+
+def pixel_entropy(test: data.ColoredSet) -> float:
+    """Nats per image that no reconstruction can go below: the binary entropy of the fractional pixels themselves."""
+
+    def entropy(index: Tensor) -> Tensor:
+        x = data.colorize(test.images[index], test.colors[index]).double()
+        return (torch.special.entr(x) + torch.special.entr(1 - x)).sum((1, 2, 3))
+
+    return _in_batches(entropy, torch.arange(len(test.images), device=test.images.device)).mean().item()
+
+
+@torch.inference_mode()
+def mean_terms(terms_of: Callable[[Tensor], dict[str, Tensor]], test: data.ColoredSet) -> dict[str, float]:
+    """Nats per image over a whole set. `terms_of(x)` gives the terms of -ELBO summed over a batch (B, 3, 28, 28)."""
+    sums: dict[str, float] = {}
+    for index in torch.arange(len(test.images), device=test.images.device).split(500):
+        terms = terms_of(data.colorize(test.images[index], test.colors[index]))
+        sums = {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
+    return {name: value / len(test.images) for name, value in sums.items()}
+
+
+def elbo(terms_of: Callable[[Tensor, bool], dict[str, Tensor]], test: data.ColoredSet) -> dict[str, float]:
+    """-ELBO on the test set and each term of it, nats per image, from one sample an image.
+
+    `terms_of(x, hard)` draws relaxed samples, as trained, or one-hot ones. The relaxed value is no bound on the
+    likelihood, since its KL is that of the categories; the hard one is. For a model without categories the two are
+    two draws of the same.
+    """
+    results = {"pixel_entropy": pixel_entropy(test)}
+    for suffix, hard in (("", False), ("_hard", True)):
+        terms = mean_terms(functools.partial(terms_of, hard=hard), test)
+        results[f"test_loss{suffix}"] = sum(terms.values())
+        results[f"test_above_floor{suffix}"] = sum(terms.values()) - results["pixel_entropy"]
+        results |= {f"test_{name}{suffix}": value for name, value in terms.items()}
+    return results
+
+
+# -------------------------------------------------------------------------------------------- latent usage
+
+
+def codes_of(model: nn.Module, images: data.ColoredSet) -> Tensor:
+    """The deterministic codes (n, D) of a whole set."""
+    index = torch.arange(len(images.images), device=images.images.device)
+    return _in_batches(lambda i: model.code(data.colorize(images.images[i], images.colors[i])), index)
+
+
+def mutual_information(a: Tensor, b: Tensor) -> float:
+    """Mutual information in nats of two int64 vectors (n,) of symbols from 0, from their joint histogram.
+
+    The plug-in estimate: too high by about (|A| - 1)(|B| - 1) / 2n (Miller 1955), 0.01 nats for 20 bins, 12 hues and
+    10,000 images.
+    """
+    n_a, n_b = int(a.max()) + 1, int(b.max()) + 1
+    joint = torch.bincount(a * n_b + b, minlength=n_a * n_b).double().view(n_a, n_b) / len(a)
+    marginals = joint.sum(1), joint.sum(0)
+    return (sum(torch.special.entr(p).sum() for p in marginals) - torch.special.entr(joint).sum()).item()
+
+
+def symbols(latent: Tensor) -> Tensor:
+    """One latent's part of the codes, (n, width), as symbols (n,): its category, or the bin of its value.
+
+    A continuous latent (width 1) is cut into N_VALUE_BINS bins that hold equally many of the n values.
+    """
+    if latent.shape[1] > 1:
+        return latent.argmax(1)
+    ranks = latent[:, 0].argsort(stable=True).argsort(stable=True)
+    return ranks * N_VALUE_BINS // len(ranks)
+
+
+def information(latents: dict[str, slice], codes: Tensor, images: data.ColoredSet) -> dict[str, dict[str, float]]:
+    """For each latent its mutual information with the digit and with the hue (N_HUE_BINS bins), in nats."""
+    hue_bins = (images.hues.nan_to_num() * N_HUE_BINS / 360).long().clamp(max=N_HUE_BINS - 1)
+    return {
+        name: {
+            "mi_digit": mutual_information(symbols(codes[:, columns]), images.digits),
+            "mi_hue": mutual_information(symbols(codes[:, columns]), hue_bins),
+        }
+        for name, columns in latents.items()
+    }
+
+
+def latent_usage(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict[str, dict]:
+    """KL, mutual information and categories in use of each latent on test images; prints a line for a dead one."""
+    index = torch.arange(len(test.images), device=test.images.device)
+    kl = _in_batches(lambda i: model.kl(data.colorize(test.images[i], test.colors[i])), index).double().mean(0)
+    usage = information(model.latents, codes, test)
+    for (name, columns), nats in zip(model.latents.items(), kl.tolist(), strict=True):
+        usage[name] = {"kl": nats} | usage[name]
+        if columns.stop - columns.start > 1:
+            usage[name]["categories_used"] = len(codes[:, columns].argmax(1).unique())
+        if nats < 0.01:
+            print(f"Warning: latent {name} is dead (KL {nats:.4f} nats): the decoder learns nothing from it.")
+    return usage
+
+
+# ------------------------------------------------------------------------------------------------- control
+
+
+def reconstruction(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict[str, float]:
+    """Shares of test images whose digit, hue and both survive in the picture decoded from their code."""
+    return _shares("reconstruction", *_right(_in_batches(model.decode, codes), test.digits, test.hues))
+
+
+def reconstructed(model: nn.Module, test: data.ColoredSet) -> tuple[Tensor, Tensor]:
+    """The first 8 test images of each digit and the pictures decoded from their codes: two (10, 8, 3, 28, 28)."""
+    index = first_of_each_digit(test.digits, 8).flatten()
+    x = data.colorize(test.images[index], test.colors[index])
+    return x.unflatten(0, (10, 8)), model.decode(model.code(x)).unflatten(0, (10, 8))
+
+
+def find_codes(codes: Tensor, train: data.ColoredSet, requests: Tensor) -> Tensor:
+    """Codes for requests (R, 2) of (digit, hue in degrees), chosen among the training set's codes (n, D): (R, 5, D).
+
+    One rule for every model: a code suits a request as well as its neighbourhood does. The neighbourhood is its
+    N_NEIGHBORS nearest training codes (itself included, Euclidean distance), and the better one holds more codes of
+    images that show that digit within HUE_TOLERANCE of that hue; among equals, the denser one. The best
+    CODES_PER_REQUEST different codes are taken (repeated where there are fewer). Neither the decoder nor the judge is
+    asked. Only the first N_SEARCHED codes are looked at: the cost grows with their square.
+    """
+    codes, digits, hues = codes[:N_SEARCHED], train.digits[:N_SEARCHED], train.hues[:N_SEARCHED]
+    k = min(N_NEIGHBORS, len(codes))
+    nearest = [torch.cdist(part, codes).topk(k, largest=False) for part in codes.split(1000)]
+    neighbors = torch.cat([part.indices for part in nearest])  # (n, k)
+    spread = torch.cat([part.values for part in nearest]).mean(1)  # (n,)
+    density = 1 - spread / spread.max().clamp(min=1e-6)  # in [0, 1]
+    _, same = codes.unique(dim=0, return_inverse=True)  # equal numbers for equal codes
+    chosen = []
+    for digit, hue in requests.tolist():
+        fits = (digits == digit) & (hue_distance(hues, torch.full_like(hues, hue)) <= HUE_TOLERANCE)
+        score = fits[neighbors].sum(1) + 0.999 * density
+        best: dict[int, int] = {}
+        for index in score.argsort(descending=True, stable=True).tolist():
+            best.setdefault(int(same[index]), index)
+            if len(best) == CODES_PER_REQUEST:
+                break
+        rows = list(best.values())
+        chosen.append(codes[[rows[i % len(rows)] for i in range(CODES_PER_REQUEST)]])
+    return torch.stack(chosen)
+
+
+def requests() -> Tensor:
+    """All 10 digits × N_HUES hues, (240, 2): digit, hue in degrees; the hue runs faster."""
+    hues = torch.arange(N_HUES) * 360 / N_HUES
+    return torch.cartesian_prod(torch.arange(10.0), hues)
+
+
+def control_on_demand(model: nn.Module, codes: Tensor, train: data.ColoredSet) -> tuple[dict, Tensor, Tensor]:
+    """Draws every request from codes found among those of the training images.
+
+    Returns the shares; the picture of each request's first code, (10, N_HUES, 3, 28, 28); and whether it is right,
+    bool (10, N_HUES).
+    """
+    wanted = requests().to(codes)
+    found = find_codes(codes, train, wanted)  # (240, 5, D)
+    pictures = _in_batches(model.decode, found.flatten(0, 1))
+    digits, hues = wanted.repeat_interleave(CODES_PER_REQUEST, 0).unbind(1)
+    digit, hue = _right(pictures, digits, hues)
+    first = slice(0, None, CODES_PER_REQUEST)
+    return (
+        _shares("demand", digit, hue),
+        pictures[first].unflatten(0, (10, N_HUES)),
+        (digit & hue)[first].view(10, N_HUES),
+    )
+
+
+def color_latents(latents: dict[str, slice], codes: Tensor, train: data.ColoredSet) -> list[str]:
+    """Names of the latents that carry colour: those that tell more of the hue than of the digit on training images."""
+    told = information(latents, codes, train)
+    return [name for name in latents if told[name]["mi_hue"] > told[name]["mi_digit"]]
+
+
+def swapped(latents: dict[str, slice], names: list[str], codes: Tensor, others: Tensor) -> Tensor:
+    """Codes (n, D) whose latents of these names come from `others` (n, D)."""
+    result = codes.clone()
+    for name in names:
+        result[:, latents[name]] = others[:, latents[name]]
+    return result
+
+
+def control_by_swap(model: nn.Module, codes: Tensor, names: list[str], test: data.ColoredSet) -> dict[str, float]:
+    """Shares of pairs of test images that give one's digit in the other's hue when the latents `names` are swapped.
+
+    Every test image gives the digit once and the hue once, paired at random with a fixed seed.
+    """
+    partner = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0)).to(codes.device)
+    pictures = _in_batches(model.decode, swapped(model.latents, names, codes, codes[partner]))
+    return _shares("swap", *_right(pictures, test.digits, test.hues[partner]))
+
+
+def swap_examples(
+    model: nn.Module, codes: Tensor, names: list[str], test: data.ColoredSet
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first test image of each digit recoloured after the first 8 test images.
+
+    Returns the ten images that give the digit, (10, 3, 28, 28); the eight that give the colour, (8, ...); the decoded
+    swaps, (8, 10, ...); and which of them are right, bool (8, 10).
+    """
+    givers = first_of_each_digit(test.digits, 1)[:, 0]
+    colors = torch.arange(8, device=codes.device)
+    down, across = colors.repeat_interleave(10), givers.repeat(8)
+    pictures = model.decode(swapped(model.latents, names, codes[across], codes[down]))
+    digit, hue = _right(pictures, test.digits[across], test.hues[down])
+    return (
+        data.colorize(test.images[givers], test.colors[givers]),
+        data.colorize(test.images[colors], test.colors[colors]),
+        pictures.unflatten(0, (8, 10)),
+        (digit & hue).view(8, 10),
+    )
+
+
+if __name__ == "__main__":
+    main()

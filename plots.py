@@ -1,0 +1,250 @@
+"""Every figure: arrays in, one PNG out.
+
+One style for all. Pixels are drawn as they are (nearest neighbour, values in [0, 1] unchanged); rows and columns carry
+the digit, hue or latent value they stand for. Images are tensors (..., 3, 28, 28) in [0, 1].
+"""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+import runs
+
+matplotlib.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.titlesize": 12,
+        "image.interpolation": "nearest",
+        "legend.frameon": False,
+        "savefig.bbox": "tight",
+        "savefig.dpi": 130,
+    }
+)
+TERM_COLORS = {"reconstruction": "tab:blue", "kl_z": "tab:orange", "kl_v": "tab:green"}  # the same in every figure
+TERM_LABELS = {
+    "reconstruction": "",
+    "kl_z": "continuous latent, ",
+    "kl_v": "categorical latent, ",
+}
+CELL = 0.36  # inches that an image takes in a grid
+
+
+def _figure(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, height), layout="constrained")  # without pyplot: needs no screen, leaves no state
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with runs.whole_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _tiles(axes: Axes, images: Tensor, rows: list, columns: list, gap: int = 2) -> None:
+    """Draws images (R, C, 3, 28, 28) as one labelled grid."""
+    pixels = _array(images).transpose(0, 1, 3, 4, 2)  # (R, C, 28, 28, 3)
+    n_rows, n_columns, size = pixels.shape[:3]
+    pitch = size + gap
+    canvas = np.full((n_rows * pitch - gap, n_columns * pitch - gap, 3), 0.35)
+    for r in range(n_rows):
+        for c in range(n_columns):
+            canvas[r * pitch : r * pitch + size, c * pitch : c * pitch + size] = pixels[r, c]
+    axes.imshow(canvas)
+    axes.set_xticks(np.arange(n_columns) * pitch + size / 2, columns)
+    axes.set_yticks(np.arange(n_rows) * pitch + size / 2, rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _mark(axes: Axes, cells: np.ndarray, pitch: int = 30) -> None:
+    """Frames the cells (R, C) that are True and crosses their upper right corner: visible on any colour."""
+    for r, c in np.argwhere(cells):
+        x, y = c * pitch - 1.5, r * pitch - 1.5
+        axes.add_patch(Rectangle((x, y), pitch, pitch, fill=False, edgecolor="white", linewidth=1.2))
+        axes.text(x + pitch - 5, y + 6, "×", color="white", fontsize=9, fontweight="bold", ha="center", va="center")
+
+
+def loss_curves(path: Path, history: list[dict], floor: float) -> None:
+    """Each term of the loss over the epochs, nats per image: train as lines, test as dots."""
+    figure, ((left, right),) = _figure(1, 2, 9, 3)
+    epochs = np.arange(1, len(history) + 1)
+    for name in ("reconstruction", "kl_z", "kl_v"):
+        if f"train_{name}" not in history[0]:
+            continue
+        axes, minus = (left, floor) if name == "reconstruction" else (right, 0)
+        for part, style in (("train", "-"), ("test", "o")):
+            values = [row[f"{part}_{name}"] - minus for row in history]
+            label = f"{TERM_LABELS[name]}{part}"
+            axes.plot(epochs, values, style, markersize=3.5, color=TERM_COLORS[name], label=label)
+    for axes in (left, right):
+        axes.set(xlabel="epoch", ylabel="nats per image")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    left.set_title(f"Reconstruction, above the pixel entropy of {floor:.1f} nats")
+    right.set_title("KL to the prior")
+    _save(figure, path)
+
+
+def reconstructions(path: Path, originals: Tensor, decoded: Tensor, results: dict, model: str) -> None:
+    """Test images (10, n, 3, 28, 28), a row for each digit, and the pictures decoded from their codes at the right."""
+    n = originals.shape[1]
+    figure, (panels,) = _figure(1, 2, CELL * 2 * n + 1, CELL * 10 + 0.9)
+    for axes, images in zip(panels, (originals, decoded), strict=True):
+        _tiles(axes, images, list(range(10)), [])
+    panels[0].set_title("test images")
+    panels[1].set_title("decoded from their codes")
+    panels[0].set_ylabel("digit")
+    figure.suptitle(f"{model}, reconstruction: {_percentages('reconstruction', results)}")
+    _save(figure, path)
+
+
+def _scatter_by_hue(axes: Axes, codes: np.ndarray, hues: np.ndarray) -> None:
+    """Codes (n, 2) in their true hues; the hue is also written at the middle of each twelfth of the wheel."""
+    axes.scatter(*codes.T, c=hues, cmap="hsv", vmin=0, vmax=360, s=2, linewidths=0)
+    for hue in range(0, 360, 30):
+        near = np.abs((hues - hue + 180) % 360 - 180) < 5
+        if near.any():
+            _label(axes, np.median(codes[near], 0), f"{hue}°")
+
+
+def _label(axes: Axes, at: np.ndarray, text: str) -> None:
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    axes.text(*at, text, ha="center", va="center", fontsize=8, bbox=box)
+
+
+def _plane(codes: Tensor) -> np.ndarray:
+    """The first two numbers of codes (n, D); the second is 0 where there is but one."""
+    codes = _array(codes)
+    return codes[:, :2] if codes.shape[1] > 1 else np.pad(codes, ((0, 0), (0, 1)))
+
+
+def latent_map(path: Path, codes: Tensor, digits: Tensor, hues: Tensor, title: str) -> None:
+    """Codes (n, 2) of test images twice: by digit (n,) and by true hue (n,), with the label at each group's median."""
+    figure, ((left, right),) = _figure(1, 2, 10, 5, sharex=True, sharey=True)
+    codes, digits = _plane(codes), _array(digits)
+    left.scatter(*codes.T, c=digits, cmap="tab10", vmin=-0.5, vmax=9.5, s=2, linewidths=0)
+    for digit in range(10):
+        if (digits == digit).any():
+            _label(left, np.median(codes[digits == digit], 0), str(digit))
+    _scatter_by_hue(right, codes, _array(hues))
+    for axes, name in ((left, "by digit"), (right, "by true hue")):
+        axes.set(title=name, xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plane(path: Path, images: Tensor, ticks: Tensor, title: str) -> None:
+    """The plane decoded on a regular grid: images (n, n, 3, 28, 28), first row at the highest z2."""
+    n = len(ticks)
+    figure, ((axes,),) = _figure(1, 1, CELL * n + 0.8, CELL * n + 1)
+    _draw_plane(axes, images, ticks)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _draw_plane(axes: Axes, images: Tensor, ticks: Tensor) -> None:
+    values = [f"{value:.1f}" if i % 2 == 0 else "" for i, value in enumerate(_array(ticks))]
+    _tiles(axes, images, values[::-1], values, gap=0)
+    axes.set(xlabel="$z_1$", ylabel="$z_2$")
+
+
+def wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor) -> None:
+    """The joint model's plane: decoded on a grid for one discrete code, and beside it the test codes in true hues."""
+    n = len(ticks)
+    figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 1.4, CELL * n + 1)
+    _draw_plane(left, images, ticks)
+    left.set_title("decoded, the categories held at the first test image's")
+    _scatter_by_hue(right, _plane(codes), _array(hues))
+    right.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="codes of the test images in their true hues")
+    figure.suptitle("Joint VAE: the plane of the continuous numbers")
+    _save(figure, path)
+
+
+def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, step: float) -> None:
+    """Small neighbourhoods in the plane: images (E, n, n, 3, 28, 28), what was asked for (E names), where (E, 2)."""
+    n = images.shape[1]
+    figure, (panels,) = _figure(1, len(images), len(images) * (CELL * n + 0.75), CELL * n + 1.1)
+    for axes, square, name, (z1, z2) in zip(panels, images, names, _plane(spots), strict=True):
+        offsets = (np.arange(n) - n // 2) * step
+        _tiles(axes, square, [f"{z2 + o:.2f}" for o in offsets[::-1]], [f"{z1 + o:.2f}" for o in offsets])
+        axes.add_patch(Rectangle((n // 2 * 30 - 1.5,) * 2, 30, 30, fill=False, edgecolor="white", linewidth=1.5))
+        axes.set(title=name, xlabel="$z_1$", ylabel="$z_2$")
+        axes.tick_params(axis="both", labelsize=7)
+    figure.suptitle("Continuous VAE: four requests, the framed spot found for each, and what lies around it")
+    _save(figure, path)
+
+
+def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]], title: str) -> None:
+    """For each pair of variables the decoded codes (K, K, 3, 28, 28): the first variable down, the second across."""
+    rows, columns = grids[0].shape[:2]
+    cell = 0.24
+    figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 1)
+    for axes, images, (down, across) in zip(panels, grids, pairs, strict=True):
+        _tiles(axes, images, list(range(1, rows + 1)), list(range(1, columns + 1)), gap=0)
+        axes.set(xlabel=f"category of {across}", ylabel=f"category of {down}")
+        axes.tick_params(labelsize=7)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def latent_usage(path: Path, latents: dict[str, dict], color_latents: list[str], model: str) -> None:
+    """A row for each latent: its KL and what it tells of digit and hue, in nats; colour latents are named as such."""
+    columns = {"kl": "KL", "mi_digit": "tells of\nthe digit", "mi_hue": "tells of\nthe hue"}
+    values = np.array([[latent[key] for key in columns] for latent in latents.values()])
+    figure, ((axes,),) = _figure(1, 1, 4.6, 0.32 * len(latents) + 1.5)
+    shaded = np.pad(values[:, 1:], ((0, 0), (1, 0)))  # the information, not the KL
+    axes.imshow(shaded, cmap="Greys", vmin=0, vmax=np.log(12), aspect="auto")
+    for r, row in enumerate(values):
+        for c, value in enumerate(row):
+            axes.text(c, r, f"{value:.2f}", ha="center", va="center", color="white" if c and value > 1.4 else "black")
+    names = [f"{name} (colour)" if name in color_latents else name for name in latents]
+    axes.set_xticks(range(3), list(columns.values()))
+    axes.set_yticks(range(len(names)), names)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.suptitle(f"{model}: each latent, in nats")
+    _save(figure, path)
+
+
+def control_on_demand(path: Path, images: Tensor, right: Tensor, results: dict, model: str) -> None:
+    """Digits down, hues across: the first code found for each request; cells that missed digit or hue are marked."""
+    n = images.shape[1]
+    figure, ((axes,),) = _figure(1, 1, CELL * n + 0.8, CELL * 10 + 1.3)
+    _tiles(axes, images, list(range(10)), [f"{round(360 * i / n)}°" for i in range(n)])
+    _mark(axes, ~_array(right))
+    axes.set(ylabel="requested digit", xlabel="requested hue (× marks a cell with the wrong digit or hue)")
+    figure.suptitle(f"{model}, control on demand: {_percentages('demand', results)}")
+    _save(figure, path)
+
+
+def control_by_swap(
+    path: Path, digit_images: Tensor, color_images: Tensor, swaps: Tensor, right: Tensor, results: dict, model: str
+) -> None:
+    """Digits from the first row's images (C, ...), colours from the first column's (R, ...), swaps (R, C, ...)."""
+    rows, columns = swaps.shape[:2]
+    figure, ((axes,),) = _figure(1, 1, CELL * (columns + 1) + 0.5, CELL * (rows + 1) + 1)
+    first_row = np.concatenate([np.ones((1, 1, 3, 28, 28)), _array(digit_images)[None]], 1)
+    other_rows = np.concatenate([_array(color_images)[:, None], _array(swaps)], 1)
+    _tiles(axes, np.concatenate([first_row, other_rows]), [], [])
+    _mark(axes, np.pad(~_array(right), ((1, 0), (1, 0))))
+    axes.set_xlabel("digit from the first row, colour from the first column\n(× marks a wrong digit or hue)")
+    figure.suptitle(f"{model}, control by swap:\n{_percentages('swap', results)}")
+    _save(figure, path)
+
+
+def _percentages(name: str, results: dict) -> str:
+    digit, hue, both = (100 * results[f"{name}_{part}"] for part in ("digit", "hue", "both"))
+    return f"digit right {digit:.1f}%, hue right {hue:.1f}%, both {both:.1f}%"

@@ -1,0 +1,142 @@
+import colorsys
+import gzip
+import hashlib
+import shutil
+
+import pytest
+import torch
+import torchvision
+
+import data
+
+REAL = data.DATA_DIR
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of the gzipped files that a test may damage."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in (REAL / "MNIST" / "raw").glob("*.gz"):
+        shutil.copy(path, raw)
+    monkeypatch.setattr(data, "DATA_DIR", tmp_path)
+    return raw
+
+
+def test_load():
+    for train, n in ((True, 60_000), (False, 10_000)):
+        images, digits = data.load(train)
+        assert images.shape == (n, 28, 28) and images.dtype == torch.uint8
+        assert digits.shape == (n,) and digits.dtype == torch.int64
+        assert digits.unique().tolist() == list(range(10))
+
+
+def test_load_extracts_once(copied):
+    data.load(train=False)
+    times = {path: path.stat().st_mtime_ns for path in copied.glob("*-ubyte")}
+    assert {path.name for path in times} == set(data.MD5["MNIST"])
+    for path in times:
+        assert hashlib.md5(path.read_bytes()).hexdigest() == data.MD5["MNIST"][path.name]
+    data.load(train=True)
+    assert {path: path.stat().st_mtime_ns for path in copied.glob("*-ubyte")} == times
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip_a_bit])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_damaged_file_is_named(copied, damage, packed):
+    name = "t10k-images-idx3-ubyte"
+    if not packed:
+        (copied / name).write_bytes(gzip.decompress((copied / f"{name}.gz").read_bytes()))
+    path = copied / (f"{name}.gz" if packed else name)
+    damage(path)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match=f"{path} is damaged"):
+        data.load(train=False)
+    assert path.read_bytes() == before
+    assert not list(copied.glob("*.tmp"))
+
+
+def test_swapped_files_are_refused(copied):
+    a, b = copied / "t10k-images-idx3-ubyte.gz", copied / "train-images-idx3-ubyte.gz"
+    content = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(content)
+    with pytest.raises(SystemExit, match="is damaged or not MNIST's"):
+        data.load(train=True)
+
+
+def test_missing_files_without_a_network(tmp_path, monkeypatch):
+    def download(self):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(data, "DATA_DIR", tmp_path)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
+    with pytest.raises(SystemExit, match="could not be downloaded"):
+        data.load(train=True)
+
+
+def test_an_unknown_dataset_is_refused(monkeypatch):
+    monkeypatch.setattr(data, "DATASET", "CIFAR10")
+    with pytest.raises(SystemExit, match="DATASET in data.py is 'CIFAR10'"):
+        data.load(train=True)
+
+
+def test_hsv_against_the_standard_library():
+    hsv = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rgb = data.hsv_to_rgb(hsv * torch.tensor([360, 1, 1]))
+    expected = torch.tensor([colorsys.hsv_to_rgb(*row) for row in hsv.tolist()], dtype=torch.float64)
+    assert torch.allclose(rgb, expected)
+    assert torch.allclose(data.rgb_to_hue(rgb), hsv[:, 0] * 360)
+    assert data.rgb_to_hue(torch.tensor([[0.0, 0, 0], [0.3, 0.3, 0.3]])).isnan().all()
+
+
+def test_a_color_depends_on_seed_and_index_alone():
+    colors = data.random_colors(1000, 7)
+    torch.manual_seed(123)
+    assert torch.equal(data.random_colors(1000, 7), colors)
+    assert all(torch.equal(data.random_colors(n, 7), colors[:n]) for n in (1, 15, 16, 17, 999))
+    assert (data.random_colors(1000, 8) != colors).any(1).all()
+    assert data.TRAIN_COLOR_SEED != data.TEST_COLOR_SEED
+
+
+def test_hues_are_uniform_and_ranges_kept(monkeypatch):
+    hues = data.rgb_to_hue(data.random_colors(60_000, data.TRAIN_COLOR_SEED))
+    counts = torch.histc(hues, 36, 0, 360)
+    chi_square = ((counts - 60_000 / 36) ** 2 / (60_000 / 36)).sum()
+    assert chi_square < 66.6  # 35 degrees of freedom: exceeded once in a thousand seeds
+    colors = data.random_colors(1000, 0)
+    assert torch.equal(colors.amax(1), torch.ones(1000)) and colors.amin(1).abs().max() < 1e-6
+    monkeypatch.setattr(data, "SATURATION", (0.2, 0.4))
+    monkeypatch.setattr(data, "VALUE", (0.5, 0.6))
+    colors = data.random_colors(1000, 0)
+    value, saturation = colors.amax(1), 1 - colors.amin(1) / colors.amax(1)
+    assert 0.5 <= value.min() and value.max() <= 0.6 and value.max() - value.min() > 0.09
+    assert 0.2 - 1e-6 <= saturation.min() and saturation.max() <= 0.4 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["SATURATION", "VALUE"])
+@pytest.mark.parametrize("bounds", [(1, 0), (0, 2), 1, (0.5,), ("a", "b"), [0, 1]])
+def test_impossible_ranges_are_refused(monkeypatch, name, bounds):
+    monkeypatch.setattr(data, name, bounds)
+    with pytest.raises(SystemExit, match=f"{name} in data.py"):
+        data.random_colors(10, 0)
+
+
+def test_colorize_is_grey_level_times_color(test_set):
+    images, colors = test_set.images[:50], test_set.colors[:50]
+    x = data.colorize(images, colors)
+    assert x.shape == (50, 3, 28, 28) and x.dtype == torch.float32
+    assert x[3, 2, 14, 13] == images[3, 14, 13] / 255 * colors[3, 2]
+    order = torch.randperm(50)
+    assert torch.equal(data.colorize(images[order], colors[order]), x[order])
+    assert torch.allclose(x.amax(1), images / 255)  # at full value the brightest channel is the grey level

@@ -1,0 +1,167 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import runs
+import vae_continuous
+import vae_discrete
+import vae_joint
+
+SCRIPT_DIR = Path(runs.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EPOCHS", 0),
+        ("EPOCHS", 2.5),
+        ("EPOCHS", True),
+        ("BATCH_SIZE", 0),
+        ("BATCH_SIZE", 401),
+        ("LEARNING_RATE", -0.001),
+        ("LEARNING_RATE", 0),
+        ("LEARNING_RATE", float("nan")),
+        ("LEARNING_RATE", "0.1"),
+        ("LATENT_DIM", 0),
+        ("N_VARIABLES", 0),
+        ("N_CATEGORIES", 0),
+        ("N_CATEGORIES", 1),
+        ("TAU_START", 0),
+        ("TAU_MIN", 0),
+        ("TAU_MIN", 2),
+        ("TAU_DECAY", -1),
+        ("SEED", -1),
+        ("HARD", 1),
+        ("RESUME", "yes"),
+        ("Z_VARIANCE", 0),
+        ("DEVICE", "gpu"),
+        ("DEVICE", "cuda:9"),
+    ],
+)
+def test_an_impossible_constant_is_refused_in_one_sentence(name, value, few_images, tmp_path, monkeypatch, capsys):
+    (tmp_path / "metrics.json").write_text("old")
+    monkeypatch.setattr(vae_joint, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(vae_joint, name, value)
+    with pytest.raises(SystemExit, match=f"{name} is .*: it must") as refusal:
+        vae_joint.main()
+    assert "\n" not in refusal.value.code and refusal.value.code.endswith(".")
+    assert (tmp_path / "metrics.json").read_text() == "old"
+    assert "epoch 1" not in capsys.readouterr().out
+
+
+def test_requests_of_the_continuous_model_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae_continuous, "OUTPUT_DIR", tmp_path)
+    for requests in ((), ((10, 0),), ((1, 360),), [(1, 2)]):
+        monkeypatch.setattr(vae_continuous, "REQUESTS", requests)
+        if requests != [(1, 2)]:
+            with pytest.raises(SystemExit, match="REQUESTS is"):
+                vae_continuous.main()
+
+
+def test_a_device_that_is_not_there_is_refused():
+    missing = "cuda" if not torch.cuda.is_available() else "mps"
+    with pytest.raises(SystemExit, match=f"DEVICE is '{missing}', which this machine"):
+        runs._device(missing)
+
+
+def test_constants_are_the_literals_of_script_and_data():
+    constants = runs.constants(vars(vae_joint))
+    assert constants["N_CATEGORIES"] == 20 and constants["DATASET"] == "MNIST"
+    assert "OUTPUT_DIR" not in constants and "F" not in constants
+    json.dumps(constants)
+
+
+def test_whole_file_leaves_the_old_one_when_it_fails(tmp_path):
+    path = tmp_path / "file"
+    with runs.whole_file(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(SystemExit, match=f"{path} could not be written"), runs.whole_file(path) as temporary:
+        temporary.write_text("half of the n")
+        raise OSError(28, "No space left on device")
+    with pytest.raises(ZeroDivisionError), runs.whole_file(path) as temporary:
+        temporary.write_text("half of the n")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_said_in_one_sentence():
+    with pytest.raises(SystemExit, match="No space left"), runs.whole_file(Path("/tmp/x")):
+        Path("/dev/full").write_text("x")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    hold = f"import runs, pathlib, time; runs._take(pathlib.Path({str(tmp_path)!r})); print('held', flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold], cwd=SCRIPT_DIR, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(SystemExit, match="Another run is writing to"):
+        runs._take(tmp_path)
+    holder.kill()  # the lock goes with the process, however it ends
+    holder.wait()
+    runs._take(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit, match="cannot be written"):
+        runs._take(tmp_path / "file" / "outputs")
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("code in the file was run",))
+
+
+def test_load_model_refuses_what_it_did_not_write(tmp_path, capsys):
+    path = tmp_path / "model.pt"
+    with pytest.raises(SystemExit, match="is not there"):
+        vae_joint.load_model(path)
+    runs.save_model(path, vae_discrete.DiscreteVAE(3, 20), 3, 20)
+    with pytest.raises(SystemExit, match="does not hold a JointVAE"):
+        vae_joint.load_model(path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(SystemExit, match="is damaged"):
+        vae_discrete.load_model(path)
+    path.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(SystemExit, match="is damaged"):
+        vae_discrete.load_model(path)
+    torch.save({"class": "DiscreteVAE", "sizes": [2, 2], "weights": {}, "x": Malicious()}, path)
+    with pytest.raises(SystemExit, match="is damaged"):
+        vae_discrete.load_model(path)
+    runs.save_torch(path, {"class": "DiscreteVAE", "sizes": [2, 2], "weights": {}})
+    with pytest.raises(SystemExit, match="of other sizes or version"):
+        vae_discrete.load_model(path)
+    assert "code in the file was run" not in capsys.readouterr().out
+
+
+def test_resume(tmp_path, capsys):
+    model = torch.nn.Linear(2, 2)
+    constants = {"EPOCHS": 3, "RANGE": (1, 2), "RESUME": True}
+    assert runs.resume(tmp_path, constants, model=model) == []
+    runs.checkpoint(tmp_path, constants, [{"loss": 1.0}], model=model)
+    expected = torch.rand(3)
+    other = torch.nn.Linear(2, 2)
+    assert runs.resume(tmp_path, constants, model=other) == [{"loss": 1.0}]
+    assert torch.equal(other.weight, model.weight) and torch.equal(torch.rand(3), expected)
+    assert runs.resume(tmp_path, constants | {"RESUME": False}, model=other) == []
+    assert runs.resume(tmp_path, constants | {"RANGE": (1, 3)}, model=other) == []
+    assert "Starting afresh: RANGE was [1, 2] in the unfinished run, and is [1, 3]." in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is not a checkpoint of this script"):
+        runs.resume(tmp_path, constants, model=torch.nn.Linear(3, 3))
+    (tmp_path / "checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(SystemExit, match="is damaged"):
+        runs.resume(tmp_path, constants, model=other)
+
+
+def test_an_interrupt_ends_with_one_line(tmp_path):
+    code = f"import runs, pathlib; runs.begin(pathlib.Path({str(tmp_path)!r}), {{}}); raise KeyboardInterrupt"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT_DIR, capture_output=True, text=True)
+    assert ended.returncode != 0 and ended.stderr == "\nStopped: no epoch was finished or saved.\n"
