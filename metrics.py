@@ -35,8 +35,10 @@ OUTPUT_DIR = Path(__file__).parent / "outputs" / "metrics"
 HUE_TOLERANCE = 15.0  # degrees: a hue is right when it is no further off
 N_HUES = 24  # requested hues, evenly spaced from 0 degrees
 CODES_PER_REQUEST = 5
-N_SEARCHED = 20_000  # training codes among which a request's codes are found
-N_NEIGHBORS = 50  # training codes asked how typical a code is of its request
+N_SEARCHED = 10_000  # training images whose codes may be chosen for a request
+N_NEIGHBORS = 50  # training codes that tell what a code stands for
+BANDWIDTH = 0.1  # of the kernel that weighs them, in the units of the code
+HUE_WIDTH = 10.0  # degrees: how fast a code gets less suitable as its hue is off
 N_HUE_BINS = 12  # for mutual information with the hue
 N_VALUE_BINS = 20  # equally filled bins of a continuous latent, for mutual information
 
@@ -77,7 +79,8 @@ class Judge(nn.Sequential):
 def main() -> dict[str, float]:
     """Trains the judge, prints its share right on the test digits in grey and in colour, saves weights and results."""
     started = time.perf_counter()
-    constants = runs.constants(globals())
+    names = ("SEED", "EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "MAX_SHIFT", "MAX_ROTATION", "MAX_SCALE")
+    constants = runs.constants({name: globals()[name] for name in names})
     device = runs.begin(OUTPUT_DIR, constants)
     images, digits = (t.to(device) for t in data.load(train=True))
     torch.manual_seed(SEED)
@@ -291,34 +294,29 @@ def reconstructed(model: nn.Module, test: data.ColoredSet) -> tuple[Tensor, Tens
     return x.unflatten(0, (10, 8)), model.decode(model.code(x)).unflatten(0, (10, 8))
 
 
-def find_codes(codes: Tensor, train: data.ColoredSet, requests: Tensor) -> Tensor:
+def find_codes(codes: Tensor, train: data.ColoredSet, wanted: Tensor) -> Tensor:
     """Codes for requests (R, 2) of (digit, hue in degrees), chosen among the training set's codes (n, D): (R, 5, D).
 
-    One rule for every model: a code suits a request as well as its neighbourhood does. The neighbourhood is its
-    N_NEIGHBORS nearest training codes (itself included, Euclidean distance), and the better one holds more codes of
-    images that show that digit within HUE_TOLERANCE of that hue; among equals, the denser one. The best
-    CODES_PER_REQUEST different codes are taken (repeated where there are fewer). Neither the decoder nor the judge is
-    asked. Only the first N_SEARCHED codes are looked at: the cost grows with their square.
+    One rule for every model, from training codes and labels alone; neither the decoder nor the judge is asked.
+    What a code stands for is read off its N_NEIGHBORS nearest training codes, weighted by a Gaussian kernel of width
+    BANDWIDTH (Nadaraya 1964, Watson 1964): the share of each digit among them, with one more that counts for none,
+    so that a crowd is trusted over a loner; and their mean hue. A code suits a request by its share of that digit
+    times exp(-(hue off / HUE_WIDTH)² / 2); the best CODES_PER_REQUEST of the different codes of the first N_SEARCHED
+    training images are taken (over again where there are fewer).
     """
-    codes, digits, hues = codes[:N_SEARCHED], train.digits[:N_SEARCHED], train.hues[:N_SEARCHED]
+    candidates = codes[:N_SEARCHED].unique(dim=0)  # (Q, D)
     k = min(N_NEIGHBORS, len(codes))
-    nearest = [torch.cdist(part, codes).topk(k, largest=False) for part in codes.split(1000)]
-    neighbors = torch.cat([part.indices for part in nearest])  # (n, k)
-    spread = torch.cat([part.values for part in nearest]).mean(1)  # (n,)
-    density = 1 - spread / spread.max().clamp(min=1e-6)  # in [0, 1]
-    _, same = codes.unique(dim=0, return_inverse=True)  # equal numbers for equal codes
-    chosen = []
-    for digit, hue in requests.tolist():
-        fits = (digits == digit) & (hue_distance(hues, torch.full_like(hues, hue)) <= HUE_TOLERANCE)
-        score = fits[neighbors].sum(1) + 0.999 * density
-        best: dict[int, int] = {}
-        for index in score.argsort(descending=True, stable=True).tolist():
-            best.setdefault(int(same[index]), index)
-            if len(best) == CODES_PER_REQUEST:
-                break
-        rows = list(best.values())
-        chosen.append(codes[[rows[i % len(rows)] for i in range(CODES_PER_REQUEST)]])
-    return torch.stack(chosen)
+    nearest = [torch.cdist(part, codes).topk(k, largest=False) for part in candidates.split(500)]
+    neighbors = torch.cat([part.indices for part in nearest])  # (Q, k)
+    weights = torch.cat([(-(part.values / BANDWIDTH).square() / 2).exp() for part in nearest])  # (Q, k)
+    of_digit = F.one_hot(train.digits, 10).to(weights)[neighbors]  # (Q, k, 10)
+    shares = (weights[..., None] * of_digit).sum(1) / (weights.sum(1, keepdim=True) + 1)  # (Q, 10)
+    angles = torch.deg2rad(train.hues.nan_to_num())[neighbors]  # (Q, k)
+    hues = torch.rad2deg(torch.atan2((weights * angles.sin()).sum(1), (weights * angles.cos()).sum(1)))  # (Q,)
+    off = hue_distance(hues[None], wanted[:, 1:])  # (R, Q)
+    suits = shares.T[wanted[:, 0].long()] * (-(off / HUE_WIDTH).square() / 2).exp()  # (R, Q)
+    best = suits.topk(min(CODES_PER_REQUEST, len(candidates))).indices
+    return candidates[best[:, torch.arange(CODES_PER_REQUEST) % best.shape[1]]]
 
 
 def requests() -> Tensor:

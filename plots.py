@@ -245,6 +245,27 @@ def control_by_swap(
     _save(figure, path)
 
 
+def comparison(
+    path: Path, originals: Tensor, pictures: dict[str, tuple[Tensor, Tensor]], requests: list[tuple[float, float]]
+) -> None:
+    """Test images (10, 3, 28, 28) over each model's reconstructions, and each model's answers to the same requests.
+
+    `pictures`: model → (reconstructions, answers), each (10, 3, 28, 28); `requests`: (digit, hue in degrees).
+    """
+    n = len(originals)
+    figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 2, CELL * 4 + 1.2, width_ratios=(1, 1))
+    kept = np.stack([_array(originals), *(_array(kept) for kept, _ in pictures.values())])
+    _tiles(left, kept, ["test image", *pictures], list(range(10)))
+    left.set_title("reconstruction of the first test image of each digit")
+    blank = np.ones((1, n, 3, 28, 28))
+    asked = np.concatenate([blank, np.stack([_array(asked) for _, asked in pictures.values()])])
+    _tiles(right, asked, ["request", *pictures], [""] * n)
+    for i, (digit, hue) in enumerate(requests):
+        right.text(30 * i + 14, 14, f"{digit:.0f}\n{hue:.0f}°", ha="center", va="center")
+    right.set_title("the picture of a digit in a hue, on demand")
+    _save(figure, path)
+
+
 def _percentages(name: str, results: dict) -> str:
     digit, hue, both = (100 * results[f"{name}_{part}"] for part in ("digit", "hue", "both"))
     return f"digit right {digit:.1f}%, hue right {hue:.1f}%, both {both:.1f}%"

@@ -97,7 +97,7 @@ def test_a_full_disk_is_said_in_one_sentence():
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
-    hold = f"import runs, pathlib, time; runs._take(pathlib.Path({str(tmp_path)!r})); print('held', flush=True); input()"
+    hold = f"import runs, pathlib; runs._take(pathlib.Path({str(tmp_path)!r})); print('held', flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", hold], cwd=SCRIPT_DIR, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

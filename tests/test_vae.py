@@ -64,11 +64,14 @@ def test_layers(script):
     ]
     heads = {name: layers(module) for name, module in model.named_children() if name.endswith("head")}
     gaussian, categorical = {"gaussian_head": [("Linear", 256, 4)]}, {"categorical_head": [("Linear", 256, 60)]}
-    assert heads == {
-        vae_continuous: gaussian,
-        vae_discrete: categorical,
-        vae_joint: gaussian | categorical,
-    }[script]
+    assert (
+        heads
+        == {
+            vae_continuous: gaussian,
+            vae_discrete: categorical,
+            vae_joint: gaussian | categorical,
+        }[script]
+    )
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == {vae_continuous: 2_676_020, vae_discrete: 2_705_260, vae_joint: 2_706_800}[script]
 

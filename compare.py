@@ -1,0 +1,131 @@
+"""The three VAEs side by side: the same test images, the same requests, the same seeds.
+
+    python compare.py
+
+runs each VAE script for each seed, and the edits of its constants listed below; it reads instead of running where
+results with the same constants are there already. Then it prints the two tables, saves them as Markdown in
+outputs/compare/, and draws comparison.png.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+import data
+import metrics
+import plots
+import runs
+import vae_continuous
+import vae_discrete
+import vae_joint
+
+SEEDS = (0, 1, 2)
+
+# Constants worth trying: (script, edits, seeds).
+EDITS = ()
+
+OUTPUT_DIR = Path(__file__).parent / "outputs" / "compare"
+SCRIPTS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint}
+COLUMNS = {  # of both tables: heading → (key in the results, factor)
+    "test loss": ("test_loss", 1),
+    "above the floor": ("test_above_floor", 1),
+    "test loss, one-hot": ("test_loss_hard", 1),
+    "digit kept, %": ("reconstruction_digit", 100),
+    "on demand, both %": ("demand_both", 100),
+    "by swap, both %": ("swap_both", 100),
+}
+
+
+def folder_of(script: ModuleType, seed: int, edits: dict) -> Path:
+    """Where a run is kept: the script's own folder for its constants as they stand, else one below outputs/compare/."""
+    if not edits and seed == script.SEED:
+        return script.OUTPUT_DIR
+    parts = [f"{name}={value}" for name, value in {**edits, "SEED": seed}.items()]
+    return OUTPUT_DIR / "_".join([script.__name__, *parts])
+
+
+def run(script: ModuleType, seed: int, edits: dict) -> dict:
+    """The content of metrics.json of a script with another seed and other constants: read if it is there, else made."""
+    changed = {"OUTPUT_DIR": folder_of(script, seed, edits), "SEED": seed, **edits}
+    before = {name: getattr(script, name) for name in changed}  # an unknown constant is an AttributeError here
+    try:
+        for name, value in changed.items():
+            setattr(script, name, value)
+        path = script.OUTPUT_DIR / "metrics.json"
+        wanted = json.loads(json.dumps(runs.constants(vars(script))))
+        if not path.exists() or json.loads(path.read_text())["constants"] != wanted:
+            print(f"\nRunning {path.parent.name}.\n")
+            script.main()
+        return json.loads(path.read_text())
+    finally:
+        for name, value in before.items():
+            setattr(script, name, value)
+
+
+def table(rows: dict[str, list[dict]]) -> str:
+    """Markdown: a row for each entry, the mean ± the standard deviation of its runs in each column."""
+    lines = [["", *COLUMNS, "minutes", "seeds"]]
+    for name, contents in rows.items():
+        cells = [spread([factor * content["results"][key] for content in contents]) for key, factor in COLUMNS.values()]
+        minutes = spread([content["seconds"] / 60 for content in contents])
+        lines.append([name, *cells, minutes, str(len(contents))])
+    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± sample standard deviation; a single value stands alone."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def examples(model: torch.nn.Module, train: data.ColoredSet, test: data.ColoredSet) -> tuple[Tensor, Tensor]:
+    """What a model makes of the first test image of each digit, and of ten requests: two (10, 3, 28, 28)."""
+    index = metrics.first_of_each_digit(test.digits, 1)[:, 0]
+    codes = metrics.find_codes(metrics.codes_of(model, train), train, torch.tensor(requests()))[:, 0]
+    return model.decode(model.code(data.colorize(test.images[index], test.colors[index]))), model.decode(codes)
+
+
+def requests() -> list[tuple[float, float]]:
+    """Each digit once, the hues evenly around the wheel: (digit, degrees)."""
+    return [(float(digit), 36.0 * digit) for digit in range(10)]
+
+
+def main() -> dict[str, list[dict]]:
+    """Runs or reads everything, writes the tables and the figure; returns the contents by row of the first table."""
+    if not (isinstance(SEEDS, tuple) and SEEDS and all(type(seed) is int and seed >= 0 for seed in SEEDS)):
+        raise SystemExit(f"SEEDS is {SEEDS!r}: it must be a tuple of whole numbers, 0 or more, such as (0, 1, 2).")
+    models = {name: [run(script, seed, {}) for seed in SEEDS] for name, script in SCRIPTS.items()}
+    edited = {
+        f"{name}, {', '.join(f'`{constant} = {value}`' for constant, value in edits.items())}": [
+            run(SCRIPTS[name], seed, edits) for seed in seeds
+        ]
+        for name, edits, seeds in EDITS
+    }
+    for file, rows in (("table.md", models), ("constants.md", {"joint, as it stands": models["joint"], **edited})):
+        print(f"\n{table(rows)}")
+        with runs.whole_file(OUTPUT_DIR / file) as temporary:
+            temporary.write_text(table(rows), encoding="utf-8")
+
+    weights = {name: folder_of(script, SEEDS[0], {}) / "model.pt" for name, script in SCRIPTS.items()}
+    missing = [path for path in weights.values() if not path.exists()]
+    if missing:
+        print(f"comparison.png is left as it is: there are no weights at {missing[0]} (they come with a run).")
+        return models
+    cpu = torch.device("cpu")
+    train, test = data.colored_set(train=True, device=cpu), data.colored_set(train=False, device=cpu)
+    index = metrics.first_of_each_digit(test.digits, 1)[:, 0]
+    with torch.inference_mode():
+        pictures = {name: examples(SCRIPTS[name].load_model(path), train, test) for name, path in weights.items()}
+    originals = data.colorize(test.images[index], test.colors[index])
+    plots.comparison(OUTPUT_DIR / "comparison.png", originals, pictures, requests())
+    return models
+
+
+if __name__ == "__main__":
+    main()

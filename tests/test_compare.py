@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+import compare
+import vae_continuous
+import vae_joint
+
+
+@pytest.fixture
+def tiny(few_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "OUTPUT_DIR", tmp_path / "compare")
+    for script in compare.SCRIPTS.values():
+        monkeypatch.setattr(script, "OUTPUT_DIR", tmp_path / script.__name__)
+        monkeypatch.setattr(script, "EPOCHS", 1)
+    return tmp_path
+
+
+def test_main_runs_what_is_missing_and_reads_the_rest(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "SEEDS", (0,))
+    monkeypatch.setattr(compare, "EDITS", (("joint", {"N_VARIABLES": 2}, (0,)),))
+    first = compare.main()
+    assert capsys.readouterr().out.count("\nRunning ") == 4
+    assert {path.name for path in tiny.iterdir()} == {"vae_continuous", "vae_discrete", "vae_joint", "compare"}
+    assert (tiny / "compare" / "comparison.png").exists()
+    edited = json.loads((tiny / "compare" / "vae_joint_N_VARIABLES=2_SEED=0" / "metrics.json").read_text())
+    assert edited["constants"]["N_VARIABLES"] == 2 and vae_joint.N_VARIABLES == 3
+
+    assert compare.main() == first  # reads
+    assert "\nRunning " not in capsys.readouterr().out
+    loss = first["joint"][0]["results"]["test_loss"]
+    assert f"| joint | {loss:.1f} |" in (tiny / "compare" / "table.md").read_text()
+    assert "| joint, `N_VARIABLES = 2` |" in (tiny / "compare" / "constants.md").read_text()
+
+    monkeypatch.setattr(vae_continuous, "LEARNING_RATE", 0.002)  # other constants: that one runs again
+    (tiny / "vae_joint" / "model.pt").unlink()
+    compare.main()
+    out = capsys.readouterr().out
+    assert out.count("\nRunning ") == 1 and "Running vae_continuous" in out
+    assert "comparison.png is left as it is" in out
+
+
+def test_spread_and_table():
+    assert compare.spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0" and compare.spread([4.25]) == "4.2"
+    content = {"seconds": 120, "results": dict.fromkeys((key for key, _ in compare.COLUMNS.values()), 0.5)}
+    lines = compare.table({"joint": [content, content]}).splitlines()
+    assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| joint | 0.5 ± 0.0 |") and lines[2].endswith("| 2.0 ± 0.0 | 2 |")
+
+
+def test_impossible_seeds_are_refused(monkeypatch):
+    for seeds in ((), [0], (0.5,), (-1,)):
+        monkeypatch.setattr(compare, "SEEDS", seeds)
+        with pytest.raises(SystemExit, match="SEEDS is"):
+            compare.main()

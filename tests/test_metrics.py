@@ -1,0 +1,229 @@
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import data
+import metrics
+
+CPU = torch.device("cpu")
+
+
+# ------------------------------------------------------------------------------------ the judge and the hues
+
+
+@pytest.fixture(scope="module")
+def grey(test_set):
+    return data.colorize(test_set.images, torch.ones(len(test_set.images), 3))
+
+
+@pytest.fixture(scope="module")
+def colored(test_set):
+    return data.colorize(test_set.images, test_set.colors)
+
+
+def test_the_judge_reads_test_digits_in_grey_and_in_color(test_set, grey, colored):
+    shares = {
+        "judge_grey": (metrics.digit_of(grey) == test_set.digits).float().mean().item(),
+        "judge_colored": (metrics.digit_of(colored) == test_set.digits).float().mean().item(),
+    }
+    assert shares["judge_grey"] >= 0.993 and shares["judge_colored"] >= 0.992
+    assert json.loads((metrics.OUTPUT_DIR / "metrics.json").read_text())["results"] == pytest.approx(shares, abs=3e-4)
+
+
+def test_the_judge_does_not_see_color_or_brightness(grey):
+    x = grey[:200]
+    tinted = x * torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1)
+    judge = metrics.judge(CPU)
+    assert torch.allclose(judge(x), judge(tinted), atol=1e-3)
+
+
+def test_the_judges_weights_are_small_and_data_alone():
+    path = metrics.OUTPUT_DIR / "judge_MNIST.pt"
+    assert path.stat().st_size < 1_000_000
+    torch.load(path, weights_only=True)
+
+
+def test_the_judge_is_trained_on_few_images(few_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(metrics, "EPOCHS", 1)
+    assert metrics.judge(CPU)(torch.zeros(2, 3, 28, 28)).shape == (2, 10)  # trains, since there is none
+    assert 0 < json.loads((tmp_path / "metrics.json").read_text())["results"]["judge_grey"] < 1
+
+
+def test_the_hue_of_every_test_image_is_read_within_a_degree(test_set, colored):
+    assert metrics.hue_distance(metrics.hue_of(colored), test_set.hues).max() < 1
+
+
+def test_hue_of_known_images():
+    x = torch.zeros(4, 3, 28, 28)
+    x[0, 0, 5:9] = 1  # red
+    x[1, 2, 5:9] = 0.3  # dark blue
+    x[2, :, 5:9] = 0.5  # grey: no hue; the fourth is black: none either
+    hues = metrics.hue_of(x)
+    assert hues[:2].tolist() == [0, 240] and hues[2:].isnan().all()
+    _, hue = metrics._right(x, torch.zeros(4), torch.tensor([350.0, 240, 0, 0]))
+    assert hue.tolist() == [True, True, False, False]
+
+
+def test_hue_distance():
+    a, b = torch.tensor([350.0, 10, 0, 90]), torch.tensor([10.0, 350, 180, 90])
+    assert metrics.hue_distance(a, b).tolist() == [20, 20, 180, 0]
+
+
+# -------------------------------------------------------------------------------------- information and ELBO
+
+
+def test_mutual_information_against_closed_forms():
+    a = torch.arange(1200)
+    assert metrics.mutual_information(a % 10, a % 10) == pytest.approx(math.log(10))
+    assert metrics.mutual_information(a % 10, a // 10 % 12) == pytest.approx(0, abs=1e-9)  # every pair equally often
+    # A binary symmetric channel that errs once in four: log 2 - H(1/4).
+    sent = a % 2
+    received = torch.where(a // 2 % 4 == 0, 1 - sent, sent)
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert metrics.mutual_information(sent, received) == pytest.approx(math.log(2) - entropy)
+
+
+def test_symbols():
+    values = torch.tensor([[3.0], [-1.0], [10.0], [0.5]])
+    assert metrics.symbols(values).tolist() == [10, 0, 15, 5]  # quarters of 20 bins
+    assert metrics.symbols(torch.eye(3)[[2, 0, 1]]).tolist() == [2, 0, 1]
+
+
+def test_pixel_entropy_is_the_loss_of_a_perfect_reconstruction(test_set):
+    x = data.colorize(test_set.images[:500], test_set.colors[:500]).double()
+    perfect = nn.functional.binary_cross_entropy(x, x, reduction="sum").item() / 500
+    assert metrics.pixel_entropy(data.ColoredSet(*(t[:500] for t in test_set))) == pytest.approx(perfect, rel=1e-5)
+
+
+def test_mean_terms_do_not_depend_on_batches(test_set):
+    few = data.ColoredSet(*(t[:700] for t in test_set))
+    terms = metrics.mean_terms(lambda x: {"ink": x.sum(), "images": torch.tensor(float(len(x)))}, few)
+    assert terms["images"] == 1
+    assert terms["ink"] == pytest.approx(data.colorize(few.images, few.colors).sum().item() / 700, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- control
+
+
+class Perfect(nn.Module):
+    """Codes of three latents: the hue as a continuous number (degrees / 360), a useless variable, and the digit.
+
+    Decodes to a real image of that digit in that hue.
+    """
+
+    latents = {"z1": slice(0, 1), "v1": slice(1, 3), "v2": slice(3, 13)}  # noqa: RUF012
+
+    def __init__(self, test: data.ColoredSet):
+        super().__init__()
+        x = data.colorize(test.images[:500], torch.ones(500, 3))
+        kept = metrics.digit_of(x) == test.digits[:500]  # the judge's own misses are not the model's
+        places = metrics.first_of_each_digit(torch.where(kept, test.digits[:500], -1), 1)[:, 0]
+        self.prototypes = x[places]
+
+    def codes(self, images: data.ColoredSet) -> torch.Tensor:
+        useless = nn.functional.one_hot(torch.arange(len(images.digits)) % 2, 2)
+        return torch.cat([images.hues[:, None] / 360, useless, nn.functional.one_hot(images.digits, 10)], 1)
+
+    def decode(self, code):
+        hsv = torch.stack([code[:, 0] * 360, torch.ones(len(code)), torch.ones(len(code))], 1)
+        return self.prototypes[code[:, 3:].argmax(1)] * data.hsv_to_rgb(hsv)[:, :, None, None]
+
+
+@pytest.fixture(scope="module")
+def perfect(test_set):
+    return Perfect(test_set)
+
+
+def test_perfect_codes_score_one_and_shuffled_ones_chance(test_set, perfect):
+    codes = perfect.codes(test_set)
+    scores = metrics.reconstruction(perfect, codes, test_set)
+    assert scores == {"reconstruction_digit": 1, "reconstruction_hue": 1, "reconstruction_both": 1}
+    shuffled = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))]
+    scores = metrics.reconstruction(perfect, shuffled, test_set)
+    assert scores["reconstruction_digit"] == pytest.approx(0.1, abs=0.02)
+    assert scores["reconstruction_hue"] == pytest.approx(30 / 360, abs=0.02)
+    assert scores["reconstruction_both"] == pytest.approx(0.1 * 30 / 360, abs=0.005)
+
+
+def test_requests():
+    wanted = metrics.requests()
+    assert wanted.shape == (240, 2) and len(wanted.unique(dim=0)) == 240
+    assert wanted[25].tolist() == [1, 15] and wanted[:, 1].max() == 345
+
+
+def test_control_on_demand(test_set, perfect):
+    codes = perfect.codes(test_set)
+    scores, pictures, right = metrics.control_on_demand(perfect, codes, test_set)
+    assert scores == {"demand_digit": 1, "demand_hue": 1, "demand_both": 1}
+    assert pictures.shape == (10, 24, 3, 28, 28) and right.all()
+    assert metrics.digit_of(pictures[7]).eq(7).all()
+    shuffled = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))]
+    scores, _, _ = metrics.control_on_demand(perfect, shuffled, test_set)
+    assert scores["demand_both"] < 0.1
+
+
+def test_found_codes_are_different_training_codes_of_the_request(test_set, perfect):
+    few = data.ColoredSet(*(t[:2000] for t in test_set))
+    codes = perfect.codes(few)
+    found = metrics.find_codes(codes, few, torch.tensor([[3.0, 120.0], [8.0, 0.0]]))
+    assert found.shape == (2, 5, 13)
+    for (digit, hue), five in zip(((3, 120), (8, 0)), found, strict=True):
+        assert len(five.unique(dim=0)) == 5
+        assert (five[:, None] == codes).all(-1).any(1).all()
+        assert five[:, 3:].argmax(1).eq(digit).all()
+        assert metrics.hue_distance(five[:, 0] * 360, torch.tensor(float(hue))).max() < 15
+    # With fewer different codes than wanted, they come over again.
+    two = metrics.find_codes(torch.eye(2).repeat(1000, 1), few, torch.tensor([[3.0, 120.0]]))
+    assert two.shape == (1, 5, 2)
+
+
+def test_color_latents_and_swap(test_set, perfect):
+    codes = perfect.codes(test_set)
+    told = metrics.information(perfect.latents, codes, test_set)
+    assert told["z1"]["mi_hue"] > 2 and told["z1"]["mi_digit"] < 0.02
+    assert told["v2"]["mi_digit"] > 2.2 and told["v2"]["mi_hue"] < 0.02
+    names = metrics.color_latents(perfect.latents, codes, test_set)
+    assert "z1" in names and "v2" not in names
+    scores = metrics.control_by_swap(perfect, codes, ["z1"], test_set)
+    assert scores == {"swap_digit": 1, "swap_hue": 1, "swap_both": 1}
+    # With no colour latents the first image comes back: its digit always, the other's hue by chance.
+    scores = metrics.control_by_swap(perfect, codes, [], test_set)
+    assert scores["swap_digit"] == 1 and scores["swap_hue"] == pytest.approx(30 / 360, abs=0.02)
+
+
+def test_a_swap_of_identical_images_scores_as_their_reconstruction(test_set, perfect):
+    same = data.ColoredSet(*(t[:1].expand(200, *t.shape[1:]) for t in test_set))
+    for codes in (perfect.codes(same), perfect.codes(same).roll(1, 1)):
+        swap = metrics.control_by_swap(perfect, codes, ["z1"], same)
+        kept = metrics.reconstruction(perfect, codes, same)
+        assert list(swap.values()) == list(kept.values())
+
+
+def test_swap_examples(test_set, perfect):
+    first, column, swaps, right = metrics.swap_examples(perfect, perfect.codes(test_set), ["z1"], test_set)
+    assert first.shape == (10, 3, 28, 28) and column.shape == (8, 3, 28, 28) and swaps.shape == (8, 10, 3, 28, 28)
+    assert right.all()
+    assert metrics.digit_of(swaps[5]).tolist() == list(range(10))
+    hues = metrics.hue_of(swaps.flatten(0, 1)).view(8, 10)
+    assert metrics.hue_distance(hues, metrics.hue_of(column)[:, None]).max() < 1
+
+
+def test_a_dead_latent_is_named(test_set, perfect, capsys):
+    few = data.ColoredSet(*(t[:1000] for t in test_set))
+    perfect.kl = lambda x: torch.tensor([2.0, 0.001, 1.0]).expand(len(x), 3)
+    usage = metrics.latent_usage(perfect, perfect.codes(few), few)
+    assert usage["z1"]["kl"] == 2 and "categories_used" not in usage["z1"]
+    assert usage["v1"]["categories_used"] == 2 and usage["v2"]["categories_used"] == 10
+    out = capsys.readouterr().out
+    assert "latent v1 is dead" in out and out.count("Warning") == 1
+
+
+def test_first_of_each_digit(test_set):
+    index = metrics.first_of_each_digit(test_set.digits, 3)
+    assert index.shape == (10, 3) and torch.equal(test_set.digits[index], torch.arange(10)[:, None].expand(10, 3))
+    assert index[7, 0] == 0  # the first test image is a 7
+    assert (index.diff(dim=1) > 0).all()

@@ -1,0 +1,42 @@
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+import plots
+
+
+def test_tiles_show_each_image_in_its_place_unchanged():
+    images = torch.rand(2, 3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    axes = Figure().subplots()
+    plots._tiles(axes, images, ["a", "b"], [0, 1, 2])
+    drawn = axes.images[0].get_array()
+    assert drawn.shape == (58, 88, 3) and axes.images[0].get_interpolation() == "nearest"
+    assert np.array_equal(drawn[30:58, 60:88], images[1, 2].permute(1, 2, 0).numpy())
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert axes.get_yticks()[1] == 44
+
+
+def test_marks_stand_on_the_wrong_cells():
+    axes = Figure().subplots()
+    plots._mark(axes, np.array([[False, True], [False, False]]))
+    assert len(axes.patches) == len(axes.texts) == 1
+    x, y = axes.texts[0].get_position()
+    assert 30 < x < 60 and 0 < y < 30
+
+
+def test_a_figure_is_written_whole_and_over_the_old_one(tmp_path):
+    history = [
+        {f"{part}_{term}": 200.0 - i for part in ("train", "test") for term in plots.TERM_COLORS} for i in (0, 1)
+    ]
+    path = tmp_path / "loss.png"
+    path.write_text("old")
+    plots.loss_curves(path, history, 113.0)
+    assert imread(path).ndim == 3 and [file.name for file in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_comparison(tmp_path):
+    pictures = torch.rand(10, 3, 28, 28)
+    models = {name: (pictures, pictures) for name in ("continuous", "discrete", "joint")}
+    plots.comparison(tmp_path / "comparison.png", pictures, models, [(float(d), 36.0 * d) for d in range(10)])
+    assert imread(tmp_path / "comparison.png").shape[1] > 10 * 28 * 2
