@@ -26,17 +26,15 @@ def test_marks_stand_on_the_wrong_cells():
 
 
 def test_a_figure_is_written_whole_and_over_the_old_one(tmp_path):
-    history = [
-        {f"{part}_{term}": 200.0 - i for part in ("train", "test") for term in plots.TERM_COLORS} for i in (0, 1)
-    ]
+    row = {f"{part}_{term}": 200.0 for part in ("train", "test") for term in plots.TERM_COLORS}
     path = tmp_path / "loss.png"
     path.write_text("old")
-    plots.loss_curves(path, history, 113.0)
+    plots.loss_curves(path, [row, row], 113.0)
     assert imread(path).ndim == 3 and [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
 
 def test_comparison(tmp_path):
     pictures = torch.rand(10, 3, 28, 28)
-    models = {name: (pictures, pictures) for name in ("continuous", "discrete", "joint")}
+    models = dict.fromkeys(("continuous", "discrete", "joint"), (pictures, pictures))
     plots.comparison(tmp_path / "comparison.png", pictures, models, [(float(d), 36.0 * d) for d in range(10)])
     assert imread(tmp_path / "comparison.png").shape[1] > 10 * 28 * 2
