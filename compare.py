@@ -68,11 +68,10 @@ def run(script: ModuleType, seed: int, edits: dict) -> dict:
 
 def table(rows: dict[str, list[dict]]) -> str:
     """Markdown: a row for each entry, the mean ± the standard deviation of its runs in each column."""
-    lines = [["", *COLUMNS, "minutes", "seeds"]]
+    lines = [["", *COLUMNS, "seeds"]]
     for name, contents in rows.items():
         cells = [spread([factor * content["results"][key] for content in contents]) for key, factor in COLUMNS.values()]
-        minutes = spread([content["seconds"] / 60 for content in contents])
-        lines.append([name, *cells, minutes, str(len(contents))])
+        lines.append([name, *cells, str(len(contents))])
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
+import matplotlib.colors
 import torch
 import torchvision
 from torch import Tensor
@@ -26,6 +27,11 @@ DATA_DIR = Path(__file__).parent / "datasets"  # the files lie in DATA_DIR/DATAS
 # VALUE makes dark digits, a wider SATURATION pale ones (at saturation 0 an image has no hue left to score).
 SATURATION = (1.0, 1.0)
 VALUE = (1.0, 1.0)
+
+# The two domains of cyclegan_colors.py: the colour of each digit, 0 to 9, as CSS names. B gives digit d the colour that
+# digit (d + 1) mod 10 wears in A.
+DOMAIN_A = ("red", "darkorange", "yellow", "lime", "teal", "cyan", "blue", "purple", "magenta", "white")
+DOMAIN_B = (*DOMAIN_A[1:], DOMAIN_A[0])
 
 # Seeds of the random colours. The same for every run, so that all models see and are scored on the same images.
 TRAIN_COLOR_SEED = 1
@@ -150,6 +156,24 @@ def colorize(images: Tensor, colors: Tensor) -> Tensor:
     The product keeps strokes anti-aliased: a half-grey pixel wears half the colour.
     """
     return (images[:, None] / 255) * colors[:, :, None, None]
+
+
+def palette(name: str, css_names: tuple[str, ...]) -> Tensor:
+    """The ten colours of a domain, float32 (10, 3) RGB in [0, 1]. Exits with one sentence if they are not ten."""
+    if not (isinstance(css_names, tuple) and len(css_names) == 10):
+        raise SystemExit(f"{name} in data.py is {css_names!r}: it must be a tuple of ten colour names, one a digit.")
+    for css_name in css_names:
+        if not matplotlib.colors.is_color_like(css_name):
+            raise SystemExit(f"{name} in data.py names {css_name!r}, which is not a CSS colour.")
+    colors = torch.tensor([matplotlib.colors.to_rgb(css_name) for css_name in css_names])
+    distances = torch.cdist(colors, colors) + 9 * torch.eye(10)
+    i, j = divmod(int(distances.argmin()), 10)
+    if distances.min() == 0:
+        raise SystemExit(f"{name} in data.py gives digits {i} and {j} the same colour: it must give each its own.")
+    if distances.min() < 0.25:
+        near = f"{css_names[i]} and {css_names[j]} of {name} are only {distances.min():.2f} apart"
+        print(f"Warning: {near} in RGB (black to white is 1.73): they may be taken for each other.")
+    return colors
 
 
 class ColoredSet(NamedTuple):

@@ -298,23 +298,24 @@ def find_codes(codes: Tensor, train: data.ColoredSet, wanted: Tensor) -> Tensor:
     """Codes for requests (R, 2) of (digit, hue in degrees), chosen among the training set's codes (n, D): (R, 5, D).
 
     One rule for every model, from training codes and labels alone; neither the decoder nor the judge is asked.
-    What a code stands for is read off its N_NEIGHBORS nearest training codes, weighted by a Gaussian kernel of width
-    BANDWIDTH (Nadaraya 1964, Watson 1964): the share of each digit among them, with one more that counts for none,
-    so that a crowd is trusted over a loner; and their mean hue. A code suits a request by its share of that digit
-    times exp(-(hue off / HUE_WIDTH)² / 2); the best CODES_PER_REQUEST of the different codes of the first N_SEARCHED
-    training images are taken (over again where there are fewer).
+    What a code stands for is read off its N_NEIGHBORS nearest training codes: the share of each digit among them, and
+    their mean hue, weighted by a Gaussian kernel of width BANDWIDTH (Nadaraya 1964, Watson 1964), since hues are told
+    apart by the finest differences. A code suits a request by its share of that digit, times
+    exp(-(hue off / HUE_WIDTH)² / 2), times W / (W + 1) with W the sum of the weights: a crowd is trusted over a loner.
+    The best CODES_PER_REQUEST of the different codes of the first N_SEARCHED training images are taken (over again
+    where there are fewer).
     """
     candidates = codes[:N_SEARCHED].unique(dim=0)  # (Q, D)
     k = min(N_NEIGHBORS, len(codes))
     nearest = [torch.cdist(part, codes).topk(k, largest=False) for part in candidates.split(500)]
     neighbors = torch.cat([part.indices for part in nearest])  # (Q, k)
     weights = torch.cat([(-(part.values / BANDWIDTH).square() / 2).exp() for part in nearest])  # (Q, k)
-    of_digit = F.one_hot(train.digits, 10).to(weights)[neighbors]  # (Q, k, 10)
-    shares = (weights[..., None] * of_digit).sum(1) / (weights.sum(1, keepdim=True) + 1)  # (Q, 10)
+    shares = F.one_hot(train.digits, 10).to(weights)[neighbors].mean(1)  # (Q, 10)
     angles = torch.deg2rad(train.hues.nan_to_num())[neighbors]  # (Q, k)
     hues = torch.rad2deg(torch.atan2((weights * angles.sin()).sum(1), (weights * angles.cos()).sum(1)))  # (Q,)
+    crowd = weights.sum(1) / (weights.sum(1) + 1)  # (Q,)
     off = hue_distance(hues[None], wanted[:, 1:])  # (R, Q)
-    suits = shares.T[wanted[:, 0].long()] * (-(off / HUE_WIDTH).square() / 2).exp()  # (R, Q)
+    suits = shares.T[wanted[:, 0].long()] * crowd * (-(off / HUE_WIDTH).square() / 2).exp()  # (R, Q)
     best = suits.topk(min(CODES_PER_REQUEST, len(candidates))).indices
     return candidates[best[:, torch.arange(CODES_PER_REQUEST) % best.shape[1]]]
 
@@ -387,6 +388,44 @@ def swap_examples(
         pictures.unflatten(0, (8, 10)),
         (digit & hue).view(8, 10),
     )
+
+
+# --------------------------------------------------------------------------------------------- translation
+
+
+def color_of(images: Tensor, grey: Tensor) -> Tensor:
+    """RGB (B, 3) of the ink of images (B, 3, 28, 28), where `grey` uint8 (B, 28, 28) says how much ink is where.
+
+    The least-squares colour: grey level × colour fits the image best with it.
+    """
+    ink = grey[:, None] / 255
+    return (ink * images).sum((2, 3)) / ink.square().sum((2, 3))
+
+
+def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> tuple[dict, Tensor]:
+    """Scores of images (n, 3, 28, 28) that should show `grey` (n, 28, 28) in the target colours (10, 3), by digit (n,).
+
+    digit: the judge still sees it; color: of the ten target colours, the one nearest to the ink's (RGB, Euclidean) is
+    the digit's; both; l1: mean absolute difference to the true target; psnr: of the mean squared difference, in dB
+    (None where there is no difference). Also returns which images are right in both, bool (n,).
+    """
+    truth = data.colorize(grey, target[digits])
+    digit = digit_of(outputs) == digits
+    color = torch.cdist(color_of(outputs, grey), target).argmin(1) == digits
+    mse = (outputs - truth).square().mean().item()
+    scores = _shares(name, digit, color)
+    scores = {key.replace("_hue", "_color"): value for key, value in scores.items()}
+    scores[f"{name}_l1"] = (outputs - truth).abs().mean().item()
+    scores[f"{name}_psnr"] = -10 * math.log10(mse) if mse > 0 else None
+    for part, right in (("digit", digit), ("color", color)):
+        scores[f"{name}_{part}_by_digit"] = [right[digits == d].double().mean().item() for d in range(10)]
+    return scores, digit & color
+
+
+def color_map(outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> Tensor:
+    """Share of each digit's images that came out nearest to each target colour (10, 3): (10 digits, 10 colours)."""
+    nearest = torch.cdist(color_of(outputs, grey), target).argmin(1)
+    return torch.stack([torch.bincount(nearest[digits == d], minlength=10) / (digits == d).sum() for d in range(10)])
 
 
 if __name__ == "__main__":

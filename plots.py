@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -110,18 +111,9 @@ def reconstructions(path: Path, originals: Tensor, decoded: Tensor, results: dic
     _save(figure, path)
 
 
-def _scatter_by_hue(axes: Axes, codes: np.ndarray, hues: np.ndarray) -> None:
-    """Codes (n, 2) in their true hues; the hue is also written at the middle of each twelfth of the wheel."""
-    axes.scatter(*codes.T, c=hues, cmap="hsv", vmin=0, vmax=360, s=2, linewidths=0)
-    for hue in range(0, 360, 30):
-        near = np.abs((hues - hue + 180) % 360 - 180) < 5
-        if near.any():
-            _label(axes, np.median(codes[near], 0), f"{hue}°")
-
-
-def _label(axes: Axes, at: np.ndarray, text: str) -> None:
-    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-    axes.text(*at, text, ha="center", va="center", fontsize=8, bbox=box)
+def _scatter_by_hue(axes: Axes, codes: np.ndarray, hues: np.ndarray) -> PathCollection:
+    axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    return axes.scatter(*codes.T, c=hues, cmap="hsv", vmin=0, vmax=360, s=2, linewidths=0)
 
 
 def _plane(codes: Tensor) -> np.ndarray:
@@ -131,16 +123,16 @@ def _plane(codes: Tensor) -> np.ndarray:
 
 
 def latent_map(path: Path, codes: Tensor, digits: Tensor, hues: Tensor, title: str) -> None:
-    """Codes (n, 2) of test images twice: by digit (n,) and by true hue (n,), with the label at each group's median."""
-    figure, ((left, right),) = _figure(1, 2, 10, 5, sharex=True, sharey=True)
+    """Codes (n, D) of test images twice: by digit (n,), the first 400 as numerals, and by true hue (n,)."""
+    figure, ((left, right),) = _figure(1, 2, 10, 4.8, sharex=True, sharey=True)
     codes, digits = _plane(codes), _array(digits)
-    left.scatter(*codes.T, c=digits, cmap="tab10", vmin=-0.5, vmax=9.5, s=2, linewidths=0)
-    for digit in range(10):
-        if (digits == digit).any():
-            _label(left, np.median(codes[digits == digit], 0), str(digit))
-    _scatter_by_hue(right, codes, _array(hues))
-    for axes, name in ((left, "by digit"), (right, "by true hue")):
-        axes.set(title=name, xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    left.scatter(*codes.T, c=digits, cmap="tab10", vmin=-0.5, vmax=9.5, s=2, linewidths=0, alpha=0.35)
+    for at, digit in zip(codes[:400], digits[:400], strict=False):
+        left.text(*at, str(digit), color=matplotlib.colormaps["tab10"](digit), fontsize=8, ha="center", va="center")
+    left.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="by digit (the first 400 as numerals)")
+    points = _scatter_by_hue(right, codes, _array(hues))
+    right.set_title("by true hue")
+    figure.colorbar(points, ax=right, label="hue, degrees", ticks=range(0, 361, 60))
     figure.suptitle(title)
     _save(figure, path)
 
@@ -155,7 +147,7 @@ def plane(path: Path, images: Tensor, ticks: Tensor, title: str) -> None:
 
 
 def _draw_plane(axes: Axes, images: Tensor, ticks: Tensor) -> None:
-    values = [f"{value:.1f}" if i % 2 == 0 else "" for i, value in enumerate(_array(ticks))]
+    values = [f"{value:.1f}" if i % 2 == 0 else "" for i, value in enumerate(_array(ticks).round(1) + 0.0)]
     _tiles(axes, images, values[::-1], values, gap=0)
     axes.set(xlabel="$z_1$", ylabel="$z_2$")
 
@@ -166,8 +158,14 @@ def wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor
     figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 1.4, CELL * n + 1)
     _draw_plane(left, images, ticks)
     left.set_title("decoded, the categories held at the first test image's")
-    _scatter_by_hue(right, _plane(codes), _array(hues))
-    right.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="codes of the test images in their true hues")
+    codes, hues = _plane(codes), _array(hues)
+    _scatter_by_hue(right, codes, hues)
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    for hue in range(0, 360, 30):
+        near = np.abs((hues - hue + 180) % 360 - 180) < 5
+        if near.any():
+            right.text(*np.median(codes[near], 0), f"{hue}°", ha="center", va="center", fontsize=8, bbox=box)
+    right.set_title("codes of the test images in their true hues")
     figure.suptitle("Joint VAE: the plane of the continuous numbers")
     _save(figure, path)
 
@@ -242,6 +240,64 @@ def control_by_swap(
     _mark(axes, np.pad(~_array(right), ((1, 0), (1, 0))))
     axes.set_xlabel("digit from the first row, colour from the first column\n(× marks a wrong digit or hue)")
     figure.suptitle(f"{model}, control by swap:\n{_percentages('swap', results)}")
+    _save(figure, path)
+
+
+DIRECTIONS = {"a_to_b": "A → B", "b_to_a": "B → A"}
+
+
+def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], results: dict) -> None:
+    """Both directions side by side, a column for each digit; under each test image its translation and the true target.
+
+    `rows`: direction → originals, translations, targets, each (n, 10, 3, 28, 28), and which are right, bool (n, 10).
+    """
+    n = len(next(iter(rows.values()))[0])
+    figure, (panels,) = _figure(1, 2, CELL * 20 + 2, CELL * 3 * n + 1.3)
+    for axes, (name, (originals, outputs, targets, right)) in zip(panels, rows.items(), strict=True):
+        images = np.stack([_array(originals), _array(outputs), _array(targets)], 1).reshape(3 * n, 10, 3, 28, 28)
+        _tiles(axes, images, ["test image", "translation", "true target"] * n, list(range(10)))
+        wrong = np.zeros((3 * n, 10), bool)
+        wrong[1::3] = ~_array(right)
+        _mark(axes, wrong)
+        shares = (100 * results[f"{name}_{part}"] for part in ("digit", "color", "both"))
+        axes.set_title("{}: digit kept {:.1f}%, colour right {:.1f}%, both {:.1f}%".format(DIRECTIONS[name], *shares))
+        axes.set_xlabel("digit (× marks a translation with the wrong digit or colour)")
+    _save(figure, path)
+
+
+def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor], names: dict[str, tuple]) -> None:
+    """The permutation found: for each direction the share (10, 10) of each digit that came out in each colour.
+
+    A square's area is the share and its colour the colour; the frame shows where it should be. `palettes` (10, 3) and
+    `names` are the target domain's, by digit.
+    """
+    figure, (panels,) = _figure(1, 2, 9.6, 4.9)
+    for axes, (name, shares) in zip(panels, maps.items(), strict=True):
+        for digit, row in enumerate(_array(shares)):
+            axes.add_patch(Rectangle((digit - 0.5, digit - 0.5), 1, 1, fill=False, edgecolor="black", zorder=3))
+            for color, share in enumerate(row):
+                side = share**0.5
+                corner = (color - side / 2, digit - side / 2)
+                axes.add_patch(Rectangle(corner, side, side, color=_array(palettes[name])[color]))
+        axes.set_facecolor("0.85")
+        axes.set(xlim=(-0.5, 9.5), ylim=(9.5, -0.5), aspect="equal", title=DIRECTIONS[name], ylabel="digit")
+        axes.set_xticks(range(10), names[name], rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(10))
+        axes.tick_params(length=0)
+    figure.suptitle("Colours that each digit came out in (area: share; framed: the right one)")
+    _save(figure, path)
+
+
+def translation_curves(path: Path, history: list[dict]) -> None:
+    """Colour right and digit kept over the updates, on the test images of the log, for both directions."""
+    figure, ((axes,),) = _figure(1, 1, 6.5, 3.2)
+    steps = [row["step"] for row in history]
+    for name, color in (("a_to_b", "tab:blue"), ("b_to_a", "tab:red")):
+        for part, label, style in (("color", "colour right", "-"), ("digit", "digit kept", ":")):
+            values = [100 * row[f"{name}_{part}"] for row in history]
+            axes.plot(steps, values, style, marker=".", color=color, label=f"{DIRECTIONS[name]}, {label}")
+    axes.set(xlabel="updates", ylabel="%", ylim=(-2, 102), title="Translation over training, 2,000 test images")
+    axes.legend(loc="lower right")
     _save(figure, path)
 
 

@@ -43,6 +43,7 @@ RULES = {
     "TAU_DECAY": _number(0, included=True),
     "TAU_MIN": _number(0),
     "HARD": _SWITCH,
+    "BETA": _number(0, included=True),
     "Z_VARIANCE": _number(0),
     "STEP": _number(0),
     "REQUESTS": (

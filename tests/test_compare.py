@@ -42,10 +42,10 @@ def test_main_runs_what_is_missing_and_reads_the_rest(tiny, monkeypatch, capsys)
 
 def test_spread_and_table():
     assert compare.spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0" and compare.spread([4.25]) == "4.2"
-    content = {"seconds": 120, "results": dict.fromkeys((key for key, _ in compare.COLUMNS.values()), 0.5)}
+    content = {"results": dict.fromkeys((key for key, _ in compare.COLUMNS.values()), 0.5)}
     lines = compare.table({"joint": [content, content]}).splitlines()
     assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| joint | 0.5 ± 0.0 |") and lines[2].endswith("| 2.0 ± 0.0 | 2 |")
+    assert lines[2].startswith("| joint | 0.5 ± 0.0 |") and lines[2].endswith("| 50.0 ± 0.0 | 2 |")
 
 
 def test_impossible_seeds_are_refused(monkeypatch):
