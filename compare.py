@@ -2,9 +2,9 @@
 
     python compare.py
 
-runs each VAE script for each seed, and the edits of its constants listed below; it reads instead of running where
-results with the same constants are there already. Then it prints the two tables, saves them as Markdown in
-outputs/compare/, and draws comparison.png.
+runs each VAE script for each seed, and the edits of its constants listed below. Where results with the same constants
+are there already, they are read (delete them after a change of the code). Then it prints the two tables, saves them as
+Markdown in outputs/compare/, and draws comparison.png.
 """
 
 import json
@@ -57,7 +57,7 @@ def run(script: ModuleType, seed: int, edits: dict) -> dict:
             setattr(script, name, value)
         path = script.OUTPUT_DIR / "metrics.json"
         wanted = json.loads(json.dumps(runs.constants(vars(script))))
-        if not path.exists() or json.loads(path.read_text())["constants"] != wanted:
+        if not path.exists() or runs.first_difference(json.loads(path.read_text())["constants"], wanted):
             print(f"\nRunning {path.parent.name}.\n")
             script.main()
         return json.loads(path.read_text())
@@ -95,10 +95,18 @@ def requests() -> list[tuple[float, float]]:
     return [(float(digit), 36.0 * digit) for digit in range(10)]
 
 
+def _check_seeds(name: str, seeds: tuple[int, ...]) -> None:
+    if not (isinstance(seeds, tuple) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)):
+        raise SystemExit(f"{name} has the seeds {seeds!r}: they must be a tuple of whole numbers, such as (0, 1, 2).")
+
+
 def main() -> dict[str, list[dict]]:
     """Runs or reads everything, writes the tables and the figure; returns the contents by row of the first table."""
-    if not (isinstance(SEEDS, tuple) and SEEDS and all(type(seed) is int and seed >= 0 for seed in SEEDS)):
-        raise SystemExit(f"SEEDS is {SEEDS!r}: it must be a tuple of whole numbers, 0 or more, such as (0, 1, 2).")
+    _check_seeds("SEEDS", SEEDS)
+    for name, edits, seeds in EDITS:
+        if name not in SCRIPTS or not all(hasattr(SCRIPTS[name], constant) for constant in edits):
+            raise SystemExit(f"EDITS names {name!r} with {', '.join(edits)}: it must be a model and constants of it.")
+        _check_seeds("EDITS", seeds)
     models = {name: [run(script, seed, {}) for seed in SEEDS] for name, script in SCRIPTS.items()}
     edited = {
         f"{name}, {', '.join(f'`{constant} = {value}`' for constant, value in edits.items())}": [

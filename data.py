@@ -68,7 +68,13 @@ def load(train: bool) -> tuple[Tensor, Tensor]:
         missing = [name for name in FILES[True] + FILES[False] if not (raw / name).exists()]
         if missing:
             print(f"{missing[0]} is not in {raw}: downloading {DATASET}.")
-            dataset(DATA_DIR, train=train, download=True)
+            try:
+                dataset(DATA_DIR, train=train, download=True)
+            except (RuntimeError, URLError) as error:
+                raise SystemExit(
+                    f"{DATASET} is not in {raw} and could not be downloaded ({str(error).splitlines()[0]}): put its "
+                    "four .gz files there."
+                ) from None
         for name in FILES[train]:
             if (wanted := MD5.get(DATASET, {}).get(name)) and _md5(raw / name) != wanted:
                 raise SystemExit(
@@ -76,14 +82,9 @@ def load(train: bool) -> tuple[Tensor, Tensor]:
                     "extracted again from the .gz file beside it, or downloaded."
                 )
         loaded = dataset(DATA_DIR, train=train)
-    except (RuntimeError, URLError) as error:
-        raise SystemExit(
-            f"{DATASET} is not in {raw} and could not be downloaded ({str(error).splitlines()[0]}): put its four "
-            ".gz files there."
-        ) from None
     except OSError as error:
         raise SystemExit(f"{error.filename or raw} cannot be read or written: {error.strerror or error}.") from None
-    except (ValueError, AssertionError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise SystemExit(f"The {DATASET} files in {raw} are damaged: delete them and run again ({error}).") from None
     return loaded.data, loaded.targets.long()
 
@@ -107,7 +108,7 @@ def _extract(packed: Path, target: Path) -> None:
 
 
 def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest()
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def hsv_to_rgb(hsv: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ def hsv_to_rgb(hsv: Tensor) -> Tensor:
 
 
 def rgb_to_hue(rgb: Tensor) -> Tensor:
-    """RGB colours (..., 3) → hue in degrees, [0, 360); NaN where there is none (grey, black). Inverts hsv_to_rgb."""
+    """RGB colours (..., 3) → hue in degrees, [0, 360]; NaN where there is none (grey, black). Inverts hsv_to_rgb."""
     high, low = rgb.amax(-1), rgb.amin(-1)
     r, g, b = rgb.unbind(-1)
     sector = torch.where(
@@ -177,7 +178,7 @@ def palette(name: str, css_names: tuple[str, ...]) -> Tensor:
 
 
 class ColoredSet(NamedTuple):
-    """Grey images, what is in them, and the colour that each one wears. Only metrics.py looks at `digits`."""
+    """Grey images, the digit in each, and the colour it wears. No training looks at `digits`."""
 
     images: Tensor  # uint8 (n, 28, 28)
     digits: Tensor  # int64 (n,)

@@ -1,8 +1,8 @@
 """The scores: a judge that reads digits, a reader of hues, and what a latent code controls.
 
-`python metrics.py` trains the judge on the training images and saves it to outputs/metrics/ (its weights are tracked,
-so that no run waits for it). Everything else here is called by the model scripts on what they learned. Labels enter
-here alone: they name and score, they train no VAE and no generator.
+`python metrics.py` trains the judge on the training images and saves it to outputs/metrics/<DATASET>/ (its weights are
+tracked, so that no run waits for it). Everything else here is called by the model scripts on what they learned. Labels
+train the judge alone: of a VAE or a generator they name and score what it learned.
 
 Scores are shares in [0, 1]; hues are degrees; information is in nats.
 """
@@ -81,7 +81,8 @@ def main() -> dict[str, float]:
     started = time.perf_counter()
     names = ("SEED", "EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "MAX_SHIFT", "MAX_ROTATION", "MAX_SCALE")
     constants = runs.constants({name: globals()[name] for name in names})
-    device = runs.begin(OUTPUT_DIR, constants)
+    folder = OUTPUT_DIR / str(data.DATASET)
+    device = runs.begin(folder, constants)
     images, digits = (t.to(device) for t in data.load(train=True))
     torch.manual_seed(SEED)
     judge = Judge().to(device, memory_format=torch.channels_last)
@@ -108,8 +109,8 @@ def main() -> dict[str, float]:
         f"judge_{name}": (_in_batches(judge, x).argmax(1) == digits).float().mean().item()
         for name, x in (("grey", grey), ("colored", colored))
     }
-    runs.save_torch(OUTPUT_DIR / f"judge_{data.DATASET}.pt", judge.state_dict())
-    runs.finish(OUTPUT_DIR, constants, time.perf_counter() - started, results)
+    runs.save_torch(folder / "judge.pt", judge.state_dict())
+    runs.finish(folder, constants, time.perf_counter() - started, results)
     return results
 
 
@@ -130,7 +131,7 @@ def _in_batches(function, x: Tensor, size: int = 500) -> Tensor:
 
 def judge(device: torch.device) -> Judge:
     """The trained judge of data.DATASET on a device, in eval mode. Where there is none yet, it is trained first."""
-    path = OUTPUT_DIR / f"judge_{data.DATASET}.pt"
+    path = OUTPUT_DIR / data.DATASET / "judge.pt"
     if not path.exists():
         print(f"There is no judge for {data.DATASET} yet: training it, once.")
         main()
@@ -173,7 +174,7 @@ def _right(images: Tensor, digits: Tensor, hues: Tensor) -> tuple[Tensor, Tensor
 
 def _shares(name: str, digit: Tensor, hue: Tensor) -> dict[str, float]:
     parts = {"digit": digit, "hue": hue, "both": digit & hue}
-    return {f"{name}_{part}": right.double().mean().item() for part, right in parts.items()}
+    return {f"{name}_{part}": right.cpu().double().mean().item() for part, right in parts.items()}
 
 
 def first_of_each_digit(digits: Tensor, n: int) -> Tensor:
@@ -185,14 +186,15 @@ def first_of_each_digit(digits: Tensor, n: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------------- ELBO
 
 
-def pixel_entropy(test: data.ColoredSet) -> float:
+def pixel_entropy(images: data.ColoredSet) -> float:
     """Nats per image that no reconstruction can go below: the binary entropy of the fractional pixels themselves."""
 
     def entropy(index: Tensor) -> Tensor:
-        x = data.colorize(test.images[index], test.colors[index]).double()
+        x = data.colorize(images.images[index], images.colors[index])
         return (torch.special.entr(x) + torch.special.entr(1 - x)).sum((1, 2, 3))
 
-    return _in_batches(entropy, torch.arange(len(test.images), device=test.images.device)).mean().item()
+    index = torch.arange(len(images.images), device=images.images.device)
+    return _in_batches(entropy, index).cpu().double().mean().item()
 
 
 @torch.inference_mode()
@@ -237,7 +239,7 @@ def mutual_information(a: Tensor, b: Tensor) -> float:
     10,000 images.
     """
     n_a, n_b = int(a.max()) + 1, int(b.max()) + 1
-    joint = torch.bincount(a * n_b + b, minlength=n_a * n_b).double().view(n_a, n_b) / len(a)
+    joint = torch.bincount((a * n_b + b).cpu(), minlength=n_a * n_b).double().view(n_a, n_b) / len(a)
     marginals = joint.sum(1), joint.sum(0)
     return (sum(torch.special.entr(p).sum() for p in marginals) - torch.special.entr(joint).sum()).item()
 
@@ -268,7 +270,7 @@ def information(latents: dict[str, slice], codes: Tensor, images: data.ColoredSe
 def latent_usage(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict[str, dict]:
     """KL, mutual information and categories in use of each latent on test images; prints a line for a dead one."""
     index = torch.arange(len(test.images), device=test.images.device)
-    kl = _in_batches(lambda i: model.kl(data.colorize(test.images[i], test.colors[i])), index).double().mean(0)
+    kl = _in_batches(lambda i: model.kl(data.colorize(test.images[i], test.colors[i])), index).mean(0)
     usage = information(model.latents, codes, test)
     for (name, columns), nats in zip(model.latents.items(), kl.tolist(), strict=True):
         usage[name] = {"kl": nats} | usage[name]
@@ -287,6 +289,20 @@ def reconstruction(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> di
     return _shares("reconstruction", *_right(_in_batches(model.decode, codes), test.digits, test.hues))
 
 
+def wheel(codes: Tensor, test: data.ColoredSet) -> dict[str, float]:
+    """What angle and radius of the first two numbers of the codes (n, D) tell: is the plane a colour wheel?
+
+    angle_mi_hue: mutual information of the angle (N_VALUE_BINS bins) and the hue, in nats, log N_HUE_BINS = 2.48 at
+    most; radius_ink_correlation: Pearson's, of the distance from the origin and the ink of the image.
+    """
+    x, y = codes[:, 0], codes[:, 1]
+    angle = torch.atan2(y, x)[:, None]
+    told = information({"angle": slice(0, 1)}, angle, test)["angle"]
+    ink = test.images.float().mean((1, 2))
+    correlation = torch.corrcoef(torch.stack([torch.hypot(x, y), ink]))[0, 1].item()
+    return {"angle_mi_hue": told["mi_hue"], "angle_mi_digit": told["mi_digit"], "radius_ink_correlation": correlation}
+
+
 def reconstructed(model: nn.Module, test: data.ColoredSet) -> tuple[Tensor, Tensor]:
     """The first 8 test images of each digit and the pictures decoded from their codes: two (10, 8, 3, 28, 28)."""
     index = first_of_each_digit(test.digits, 8).flatten()
@@ -303,7 +319,7 @@ def find_codes(codes: Tensor, train: data.ColoredSet, wanted: Tensor) -> Tensor:
     apart by the finest differences. A code suits a request by its share of that digit, times
     exp(-(hue off / HUE_WIDTH)² / 2), times W / (W + 1) with W the sum of the weights: a crowd is trusted over a loner.
     The best CODES_PER_REQUEST of the different codes of the first N_SEARCHED training images are taken (over again
-    where there are fewer).
+    where there are fewer). BANDWIDTH fits codes of about unit spread, as a KL to N(0, 1) makes them.
     """
     candidates = codes[:N_SEARCHED].unique(dim=0)  # (Q, D)
     k = min(N_NEIGHBORS, len(codes))
@@ -418,7 +434,7 @@ def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor,
     scores[f"{name}_l1"] = (outputs - truth).abs().mean().item()
     scores[f"{name}_psnr"] = -10 * math.log10(mse) if mse > 0 else None
     for part, right in (("digit", digit), ("color", color)):
-        scores[f"{name}_{part}_by_digit"] = [right[digits == d].double().mean().item() for d in range(10)]
+        scores[f"{name}_{part}_by_digit"] = [right[digits == d].cpu().double().mean().item() for d in range(10)]
     return scores, digit & color
 
 

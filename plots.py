@@ -76,16 +76,21 @@ def _mark(axes: Axes, cells: np.ndarray, pitch: int = 30) -> None:
         axes.text(x + pitch - 5, y + 6, "×", color="white", fontsize=9, fontweight="bold", ha="center", va="center")
 
 
-def loss_curves(path: Path, history: list[dict], floor: float) -> None:
-    """Each term of the loss over the epochs, nats per image: train as lines, test as dots."""
+def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> None:
+    """Each term of the loss over the epochs, nats per image: train as lines, test as dots.
+
+    `floors`: the pixel entropy of the "train" and of the "test" images. Train values are means over an epoch, in which
+    the model changes; test values are taken at its end.
+    """
     figure, ((left, right),) = _figure(1, 2, 9, 3)
     epochs = np.arange(1, len(history) + 1)
     for name in ("reconstruction", "kl_z", "kl_v"):
         if f"train_{name}" not in history[0]:
             continue
-        axes, minus = (left, floor) if name == "reconstruction" else (right, 0)
+        axes = left if name == "reconstruction" else right
         for part, style in (("train", "-"), ("test", "o")):
-            values = [row[f"{part}_{name}"] - minus for row in history]
+            floor = floors[part] if name == "reconstruction" else 0
+            values = [row[f"{part}_{name}"] - floor for row in history]
             label = f"{TERM_LABELS[name]}{part}"
             axes.plot(epochs, values, style, markersize=3.5, color=TERM_COLORS[name], label=label)
     for axes in (left, right):
@@ -93,7 +98,7 @@ def loss_curves(path: Path, history: list[dict], floor: float) -> None:
         axes.set_ylim(bottom=0)
         axes.legend()
         axes.xaxis.get_major_locator().set_params(integer=True)
-    left.set_title(f"Reconstruction, above the pixel entropy of {floor:.1f} nats")
+    left.set_title("Reconstruction, above the entropy of the pixels")
     right.set_title("KL to the prior")
     _save(figure, path)
 
@@ -187,11 +192,11 @@ def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, s
 def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]], title: str) -> None:
     """For each pair of variables the decoded codes (K, K, 3, 28, 28): the first variable down, the second across."""
     rows, columns = grids[0].shape[:2]
-    cell = 0.24
+    cell = 0.24  # inches
     figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 1)
     for axes, images, (down, across) in zip(panels, grids, pairs, strict=True):
-        _tiles(axes, images, list(range(1, rows + 1)), list(range(1, columns + 1)), gap=0)
-        axes.set(xlabel=f"category of {across}", ylabel=f"category of {down}")
+        _tiles(axes, images, list(range(1, rows + 1)) if rows > 1 else [""], list(range(1, columns + 1)), gap=0)
+        axes.set(xlabel=f"category of {across}", ylabel=f"category of {down}" if rows > 1 else "")
         axes.tick_params(labelsize=7)
     figure.suptitle(title)
     _save(figure, path)
@@ -199,7 +204,8 @@ def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]]
 
 def latent_usage(path: Path, latents: dict[str, dict], color_latents: list[str], model: str) -> None:
     """A row for each latent: its KL and what it tells of digit and hue, in nats; colour latents are named as such."""
-    columns = {"kl": "KL", "mi_digit": "tells of\nthe digit", "mi_hue": "tells of\nthe hue"}
+    mi = "mutual information\nwith the"
+    columns = {"kl": "KL", "mi_digit": f"{mi} digit", "mi_hue": f"{mi} hue"}
     values = np.array([[latent[key] for key in columns] for latent in latents.values()])
     figure, ((axes,),) = _figure(1, 1, 4.6, 0.32 * len(latents) + 1.5)
     shaded = np.pad(values[:, 1:], ((0, 0), (1, 0)))  # the information, not the KL

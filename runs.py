@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import torch
 import data
 
 
-def _whole(low: int):
-    return lambda v: type(v) is int and v >= low, f"a whole number, {low} or more"
+def _whole(low: int, below: float = math.inf):
+    return lambda v: type(v) is int and low <= v < below, f"a whole number, {low} or more"
 
 
 def _number(low: float, included: bool = False):
@@ -28,11 +29,15 @@ def _number(low: float, included: bool = False):
     )
 
 
+def _request(digit, hue) -> bool:
+    return digit in range(10) and type(hue) in (int, float) and 0 <= hue < 360
+
+
 _SWITCH = (lambda v: type(v) is bool, "True or False")
 
 # The constants that scripts share by name: what is accepted, and how to say so.
 RULES = {
-    "SEED": _whole(0),
+    "SEED": _whole(0, below=2**63),
     "EPOCHS": _whole(1),
     "BATCH_SIZE": _whole(1),
     "LEARNING_RATE": _number(0),
@@ -47,7 +52,7 @@ RULES = {
     "Z_VARIANCE": _number(0),
     "STEP": _number(0),
     "REQUESTS": (
-        lambda v: type(v) is tuple and v and all(len(r) == 2 and r[0] in range(10) and 0 <= r[1] < 360 for r in v),
+        lambda v: type(v) is tuple and v and all(type(r) is tuple and len(r) == 2 and _request(*r) for r in v),
         "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
     ),
     "RESUME": _SWITCH,
@@ -64,7 +69,7 @@ def constants(namespace: dict) -> dict:
     own = {
         name: value
         for name, value in namespace.items()
-        if name.isupper() and not name.startswith("_") and isinstance(value, bool | int | float | str | tuple)
+        if name in RULES or (name.isupper() and isinstance(value, bool | int | float | str | tuple))
     }
     return {name: getattr(data, name) for name in names} | own
 
@@ -82,7 +87,7 @@ def begin(output_dir: Path, constants: dict) -> torch.device:
         raise SystemExit(f"TAU_MIN is {constants['TAU_MIN']}: it must not exceed TAU_START, {constants['TAU_START']}.")
     device = _device(constants.get("DEVICE", "auto"))
     _take(Path(output_dir))
-    _one_line_on_interrupt(Path(output_dir))
+    sys.excepthook = _one_line_on_interrupt
     print(*(f"{name} = {value!r}" for name, value in constants.items()), sep="\n")
     print(", ".join(f"{name} {value}" for name, value in versions(device).items()), flush=True)
     return device
@@ -122,6 +127,7 @@ def _take(folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # can files be made there?
         file = open(folder / ".lock", "a")  # noqa: SIM115
     except OSError as error:
         raise SystemExit(f"{folder} cannot be written: {error.strerror}.") from None
@@ -134,21 +140,20 @@ def _take(folder: Path) -> None:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _locks[folder] = file
-    except OSError:
+    except (BlockingIOError, PermissionError):
         raise SystemExit(f"Another run is writing to {folder}: wait for it to end, or stop it.") from None
+    except OSError:
+        pass  # a file system without locks
+    _locks[folder] = file
 
 
-def _one_line_on_interrupt(folder: Path) -> None:
-    def hook(kind, error, traceback):
-        if issubclass(kind, KeyboardInterrupt):
-            there = (folder / "checkpoint.pt").exists()
-            saved = "the last whole epoch is saved, run again to go on" if there else "no epoch was finished or saved"
-            print(f"\nStopped: {saved}.", file=sys.stderr)
-        else:
-            sys.__excepthook__(kind, error, traceback)
-
-    sys.excepthook = hook
+def _one_line_on_interrupt(kind, error, traceback) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        there = any((folder / "checkpoint.pt").exists() for folder in _locks)
+        saved = "the last whole epoch is saved, run again to go on" if there else "no epoch was finished or saved"
+        print(f"\nStopped: {saved}.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def check_batch_size(batch_size: int, n: int) -> None:
@@ -167,7 +172,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     A run that dies in between leaves the old file. Exits with one sentence where the disk refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -244,9 +249,7 @@ def resume(output_dir: Path, constants: dict, **parts) -> list[dict]:
     saved = load_torch(path)
     try:
         before, now = json.loads(saved["constants"]), json.loads(json.dumps(constants))
-        changed = [name for name in now | before if now.get(name) != before.get(name)]
-        if changed:
-            name = changed[0]
+        if name := first_difference(before, now):
             print(f"Starting afresh: {name} was {before.get(name)!r} in the unfinished run, and is {now.get(name)!r}.")
             return []
         for name, part in parts.items():
@@ -263,23 +266,32 @@ def resume(output_dir: Path, constants: dict, **parts) -> list[dict]:
     return history
 
 
+def first_difference(before: dict, now: dict) -> str | None:
+    """The name of a constant that decides a run's numbers and differs. RESUME is none of them."""
+    names = [name for name in now | before if name != "RESUME" and now.get(name) != before.get(name)]
+    return names[0] if names else None
+
+
 def check_finite(loss: float, epoch: int, step: int, last: float) -> None:
     """Ends the run, with one sentence, at the first loss that is not a finite number. `last` is the one before it."""
     if not math.isfinite(loss):
+        kept = f" The checkpoint of epoch {epoch - 1} is kept." if epoch > 1 else ""
         raise SystemExit(
             f"The loss became {loss} in epoch {epoch}, step {step} (it was {last:.6g} a step before): try a lower "
-            "LEARNING_RATE. The checkpoint of the last whole epoch is kept."
+            f"LEARNING_RATE.{kept}"
         )
 
 
-def print_epoch(history: list[dict], epochs: int, floor: float) -> None:
-    """One aligned line for the last row of the history: nats per image, reconstruction above the pixel entropy."""
+def print_epoch(history: list[dict], epochs: int, floors: dict[str, float]) -> None:
+    """One aligned line for the last row of the history: nats per image, reconstruction above the pixel entropy.
+
+    `floors`: the pixel entropy of the "train" and of the "test" images.
+    """
     row = history[-1]
     parts = [f"epoch {len(history):{len(str(epochs))}d}/{epochs}"]
-    for part in ("train", "test"):
-        terms = {name.removeprefix(f"{part}_"): value for name, value in row.items() if name.startswith(f"{part}_")}
-        terms["above floor"] = terms.pop("reconstruction") - floor
-        parts.append(f"{part}: " + "  ".join(f"{name} {terms[name]:7.2f}" for name in reversed(terms)))
+    for part, floor in floors.items():
+        kl = "".join(f"  {name} {row[f'{part}_{name}']:6.2f}" for name in ("kl_z", "kl_v") if f"{part}_{name}" in row)
+        parts.append(f"{part}: above floor {row[f'{part}_reconstruction'] - floor:7.2f}{kl}")
     left = row["seconds"] * (epochs - len(history)) / 60
     tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
     print(*parts, f"{tau}{row['seconds']:5.1f} s  {left:4.1f} min left", sep=" | ", flush=True)
@@ -305,7 +317,9 @@ def finish(output_dir: Path, constants: dict, seconds: float, results: dict, his
     width = max(map(len, results))
     print()
     for name, value in results.items():
-        print(f"{name:{width}}  {_readable(value)}")
+        lines = value.items() if isinstance(value, dict) else [("", value)]
+        for key, line in lines:
+            print(f"{name:{width}}  {key} {_readable(line)}" if key else f"{name:{width}}  {_readable(line)}")
     print(f"\n{seconds / 60:.1f} minutes. Figures and metrics.json are in {output_dir}")
 
 

@@ -120,7 +120,7 @@ def load_model(path: Path) -> ContinuousVAE:
     return runs.load_model(path, ContinuousVAE)
 
 
-def main() -> dict[str, float]:
+def main() -> dict:
     """Trains, scores and draws; returns the results that are written to metrics.json."""
     started = time.perf_counter()
     constants = runs.constants(globals())
@@ -128,11 +128,11 @@ def main() -> dict[str, float]:
     train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
     runs.check_batch_size(BATCH_SIZE, len(train.images))
     metrics.judge(device)  # trained now, if it has to be
-    floor = metrics.pixel_entropy(test)
+    floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
 
     torch.manual_seed(SEED)
     model = ContinuousVAE(LATENT_DIM).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
     history = runs.resume(OUTPUT_DIR, constants, model=model, optimizer=optimizer)  # one row an epoch
     seconds_before = sum(row["seconds"] for row in history)
     step = len(history) * math.ceil(len(train.images) / BATCH_SIZE)
@@ -157,9 +157,10 @@ def main() -> dict[str, float]:
 
         row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
         test_terms = metrics.mean_terms(functools.partial(elbo_terms, model), test)
+        runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
         row |= {f"test_{name}": value for name, value in test_terms.items()}
         history.append(row | {"seconds": time.perf_counter() - epoch_started})
-        runs.print_epoch(history, EPOCHS, floor)
+        runs.print_epoch(history, EPOCHS, floors)
         runs.checkpoint(OUTPUT_DIR, constants, history, model=model, optimizer=optimizer)
 
     # Scores. Labels are used from here on alone.
@@ -175,12 +176,11 @@ def main() -> dict[str, float]:
         "color_latents": color_latents,
         "latents": metrics.latent_usage(model, test_codes, test),  # warns of a dead one
     }
-    runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM)
 
     # Figures. `base` is the code of the first test image: what a figure does not vary stays as it is there.
     with torch.inference_mode():
         name, base = "Continuous VAE", test_codes[0]
-        plots.loss_curves(OUTPUT_DIR / "loss.png", history, floor)
+        plots.loss_curves(OUTPUT_DIR / "loss.png", history, floors)
         plots.latent_usage(OUTPUT_DIR / "latent_usage.png", results["latents"], color_latents, name)
         plots.reconstructions(OUTPUT_DIR / "reconstructions.png", *metrics.reconstructed(model, test), results, name)
         plots.control_on_demand(OUTPUT_DIR / "control_on_demand.png", demand_pictures, demand_right, results, name)
@@ -212,6 +212,7 @@ def main() -> dict[str, float]:
         names = [f"digit {digit}, hue {hue}°" for digit, hue in REQUESTS]
         plots.neighborhoods(OUTPUT_DIR / "neighborhoods.png", pictures, names, spots, STEP)
 
+    runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM)
     runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)
     return results
 

@@ -1,6 +1,6 @@
 """Discrete VAE: N categorical variables of K categories each, relaxed by Gumbel-softmax, on coloured MNIST.
 
-The code is three choices of one in twenty. Digit and hue are spread over the three variables together.
+The code is three choices of one in twenty. Digit and hue are not kept apart: some variables carry both.
 
     python vae_discrete.py       # edit the constants below, run again
 
@@ -139,7 +139,7 @@ def load_model(path: Path) -> DiscreteVAE:
     return runs.load_model(path, DiscreteVAE)
 
 
-def main() -> dict[str, float]:
+def main() -> dict:
     """Trains, scores and draws; returns the results that are written to metrics.json."""
     started = time.perf_counter()
     constants = runs.constants(globals())
@@ -147,11 +147,11 @@ def main() -> dict[str, float]:
     train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
     runs.check_batch_size(BATCH_SIZE, len(train.images))
     metrics.judge(device)  # trained now, if it has to be
-    floor = metrics.pixel_entropy(test)
+    floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
 
     torch.manual_seed(SEED)
     model = DiscreteVAE(N_VARIABLES, N_CATEGORIES).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
     history = runs.resume(OUTPUT_DIR, constants, model=model, optimizer=optimizer)  # one row an epoch
     seconds_before = sum(row["seconds"] for row in history)
     step = len(history) * math.ceil(len(train.images) / BATCH_SIZE)
@@ -176,10 +176,11 @@ def main() -> dict[str, float]:
             step += 1
 
         row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
-        test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau), test)
+        test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
+        runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
         row |= {f"test_{name}": value for name, value in test_terms.items()}
         history.append(row | {"tau": tau, "seconds": time.perf_counter() - epoch_started})
-        runs.print_epoch(history, EPOCHS, floor)
+        runs.print_epoch(history, EPOCHS, floors)
         runs.checkpoint(OUTPUT_DIR, constants, history, model=model, optimizer=optimizer)
 
     # Scores. Labels are used from here on alone.
@@ -195,12 +196,11 @@ def main() -> dict[str, float]:
         "color_latents": color_latents,
         "latents": metrics.latent_usage(model, test_codes, test),  # warns of a dead one
     }
-    runs.save_model(OUTPUT_DIR / "model.pt", model, N_VARIABLES, N_CATEGORIES)
 
     # Figures. `base` is the code of the first test image: what a figure does not vary stays as it is there.
     with torch.inference_mode():
         name, base = "Discrete VAE", test_codes[0]
-        plots.loss_curves(OUTPUT_DIR / "loss.png", history, floor)
+        plots.loss_curves(OUTPUT_DIR / "loss.png", history, floors)
         plots.latent_usage(OUTPUT_DIR / "latent_usage.png", results["latents"], color_latents, name)
         plots.reconstructions(OUTPUT_DIR / "reconstructions.png", *metrics.reconstructed(model, test), results, name)
         plots.control_on_demand(OUTPUT_DIR / "control_on_demand.png", demand_pictures, demand_right, results, name)
@@ -210,13 +210,14 @@ def main() -> dict[str, float]:
         # All pairs of categories of two variables.
         variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]
         pairs = list(itertools.combinations(variables, 2)) or [("v1", "v1")]
-        grids = []
+        grids, shown = [], min(N_CATEGORIES, 20)
         for down, across in pairs:
-            codes = category_grid(model, base, down, across).flatten(0, 1)
-            grids.append(model.decode(codes).unflatten(0, (N_CATEGORIES, N_CATEGORIES)))
+            codes = category_grid(model, base, down, across)[: shown if down != across else 1, :shown].flatten(0, 1)
+            grids.append(model.decode(codes).unflatten(0, (-1, shown)))
         title = "Discrete VAE: pairs of variables, the rest of the code held at the first test image's"
         plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
 
+    runs.save_model(OUTPUT_DIR / "model.pt", model, N_VARIABLES, N_CATEGORIES)
     runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)
     return results
 

@@ -2,6 +2,9 @@ import pytest
 import torch
 
 import data
+import vae_continuous
+import vae_discrete
+import vae_joint
 
 
 @pytest.fixture
@@ -15,6 +18,8 @@ def few_images(monkeypatch):
         return images[:n], digits[:n]
 
     monkeypatch.setattr(data, "load", load_few)
+    for script in (vae_continuous, vae_discrete, vae_joint):
+        monkeypatch.setattr(script, "DEVICE", "cpu")  # the same numbers wherever the tests run
 
 
 @pytest.fixture(scope="session")

@@ -51,5 +51,10 @@ def test_spread_and_table():
 def test_impossible_seeds_are_refused(monkeypatch):
     for seeds in ((), [0], (0.5,), (-1,)):
         monkeypatch.setattr(compare, "SEEDS", seeds)
-        with pytest.raises(SystemExit, match="SEEDS is"):
+        with pytest.raises(SystemExit, match="SEEDS has"):
+            compare.main()
+    monkeypatch.setattr(compare, "SEEDS", (0,))
+    for edit in (("joint", {"N_VARIABLE": 2}, (0,)), ("both", {}, (0,)), ("joint", {"N_VARIABLES": 2}, 0)):
+        monkeypatch.setattr(compare, "EDITS", (edit,))
+        with pytest.raises(SystemExit, match="EDITS"):
             compare.main()

@@ -30,7 +30,9 @@ def test_the_judge_reads_test_digits_in_grey_and_in_color(test_set, grey, colore
         "judge_colored": (metrics.digit_of(colored) == test_set.digits).float().mean().item(),
     }
     assert shares["judge_grey"] >= 0.993 and shares["judge_colored"] >= 0.992
-    assert json.loads((metrics.OUTPUT_DIR / "metrics.json").read_text())["results"] == pytest.approx(shares, abs=3e-4)
+    assert json.loads((metrics.OUTPUT_DIR / "MNIST" / "metrics.json").read_text())["results"] == pytest.approx(
+        shares, abs=3e-4
+    )
 
 
 def test_the_judge_does_not_see_color_or_brightness(grey):
@@ -41,7 +43,7 @@ def test_the_judge_does_not_see_color_or_brightness(grey):
 
 
 def test_the_judges_weights_are_small_and_data_alone():
-    path = metrics.OUTPUT_DIR / "judge_MNIST.pt"
+    path = metrics.OUTPUT_DIR / "MNIST" / "judge.pt"
     assert path.stat().st_size < 1_000_000
     torch.load(path, weights_only=True)
 
@@ -50,7 +52,7 @@ def test_the_judge_is_trained_on_few_images(few_images, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "OUTPUT_DIR", tmp_path)
     monkeypatch.setattr(metrics, "EPOCHS", 1)
     assert metrics.judge(CPU)(torch.zeros(2, 3, 28, 28)).shape == (2, 10)  # trains, since there is none
-    assert 0 < json.loads((tmp_path / "metrics.json").read_text())["results"]["judge_grey"] < 1
+    assert 0 < json.loads((tmp_path / "MNIST" / "metrics.json").read_text())["results"]["judge_grey"] < 1
 
 
 def test_the_hue_of_every_test_image_is_read_within_a_degree(test_set, colored):
@@ -210,6 +212,16 @@ def test_swap_examples(test_set, perfect):
     assert metrics.digit_of(swaps[5]).tolist() == list(range(10))
     hues = metrics.hue_of(swaps.flatten(0, 1)).view(8, 10)
     assert metrics.hue_distance(hues, metrics.hue_of(column)[:, None]).max() < 1
+
+
+def test_the_wheel_is_measured(test_set):
+    ink, angle = test_set.images.float().mean((1, 2)), torch.deg2rad(test_set.hues)
+    codes = torch.stack([ink * angle.cos(), ink * angle.sin()], 1)
+    found = metrics.wheel(codes, test_set)
+    assert found["radius_ink_correlation"] == pytest.approx(1, abs=1e-4)
+    assert found["angle_mi_hue"] > 2.2 and found["angle_mi_digit"] < 0.02
+    found = metrics.wheel(torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0)), test_set)
+    assert abs(found["radius_ink_correlation"]) < 0.05 and found["angle_mi_hue"] < 0.03
 
 
 def test_a_dead_latent_is_named(test_set, perfect, capsys):

@@ -29,7 +29,7 @@ def test_a_figure_is_written_whole_and_over_the_old_one(tmp_path):
     row = {f"{part}_{term}": 200.0 for part in ("train", "test") for term in plots.TERM_COLORS}
     path = tmp_path / "loss.png"
     path.write_text("old")
-    plots.loss_curves(path, [row, row], 113.0)
+    plots.loss_curves(path, [row, row], {"train": 111.0, "test": 113.0})
     assert imread(path).ndim == 3 and [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
 

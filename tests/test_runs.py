@@ -22,6 +22,8 @@ SCRIPT_DIR = Path(runs.__file__).parent
         ("EPOCHS", 0),
         ("EPOCHS", 2.5),
         ("EPOCHS", True),
+        ("EPOCHS", None),
+        ("LEARNING_RATE", [0.001]),
         ("BATCH_SIZE", 0),
         ("BATCH_SIZE", 401),
         ("LEARNING_RATE", -0.001),
@@ -37,6 +39,8 @@ SCRIPT_DIR = Path(runs.__file__).parent
         ("TAU_MIN", 2),
         ("TAU_DECAY", -1),
         ("SEED", -1),
+        ("SEED", 2**64),
+        ("BETA", -0.1),
         ("HARD", 1),
         ("RESUME", "yes"),
         ("Z_VARIANCE", 0),
@@ -57,11 +61,10 @@ def test_an_impossible_constant_is_refused_in_one_sentence(name, value, few_imag
 
 def test_requests_of_the_continuous_model_are_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(vae_continuous, "OUTPUT_DIR", tmp_path)
-    for requests in ((), ((10, 0),), ((1, 360),), [(1, 2)]):
+    for requests in ((), ((10, 0),), ((1, 360),), [(1, 2)], (1, 2), ((1, "red"),)):
         monkeypatch.setattr(vae_continuous, "REQUESTS", requests)
-        if requests != [(1, 2)]:
-            with pytest.raises(SystemExit, match="REQUESTS is"):
-                vae_continuous.main()
+        with pytest.raises(SystemExit, match="REQUESTS is"):
+            vae_continuous.main()
 
 
 def test_a_device_that_is_not_there_is_refused():
@@ -152,6 +155,8 @@ def test_resume(tmp_path, capsys):
     assert runs.resume(tmp_path, constants, model=other) == [{"loss": 1.0}]
     assert torch.equal(other.weight, model.weight) and torch.equal(torch.rand(3), expected)
     assert runs.resume(tmp_path, constants | {"RESUME": False}, model=other) == []
+    runs.checkpoint(tmp_path, constants | {"RESUME": False}, [{"loss": 1.0}], model=model)
+    assert runs.resume(tmp_path, constants, model=other) == [{"loss": 1.0}]
     assert runs.resume(tmp_path, constants | {"RANGE": (1, 3)}, model=other) == []
     assert "Starting afresh: RANGE was [1, 2] in the unfinished run, and is [1, 3]." in capsys.readouterr().out
     with pytest.raises(SystemExit, match="is not a checkpoint of this script"):
@@ -159,6 +164,17 @@ def test_resume(tmp_path, capsys):
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(SystemExit, match="is damaged"):
         runs.resume(tmp_path, constants, model=other)
+
+
+def test_the_homeworks_values_are_the_defaults():
+    common = {"EPOCHS": 30, "BATCH_SIZE": 120, "LEARNING_RATE": 0.001}
+    gaussian = {"LATENT_DIM": 2}
+    categorical = {"N_VARIABLES": 3, "N_CATEGORIES": 20, "HARD": False}
+    tau = {"TAU_START": 1.0, "TAU_DECAY": 0.0003, "TAU_MIN": 0.5}
+    assert (common | gaussian).items() <= runs.constants(vars(vae_continuous)).items()
+    assert (common | categorical | tau).items() <= runs.constants(vars(vae_discrete)).items()
+    joint = common | gaussian | categorical | tau | {"BETA": 1.0, "Z_VARIANCE": 5.0}
+    assert joint.items() <= runs.constants(vars(vae_joint)).items()
 
 
 def test_an_interrupt_ends_with_one_line(tmp_path):

@@ -210,9 +210,13 @@ def test_main(script, few_images, tmp_path, monkeypatch, capsys):
     for score in ("reconstruction", "demand", "swap"):
         digit, hue, both = (results[f"{score}_{part}"] for part in ("digit", "hue", "both"))
         assert 0 <= both <= min(digit, hue) <= max(digit, hue) <= 1
-    figures = {path.name for path in (tmp_path / "a").glob("*.png")}
-    assert {"loss.png", "reconstructions.png", "latent_usage.png"} <= figures
-    assert {"control_on_demand.png", "control_by_swap.png"} <= figures
+    common = {"loss", "reconstructions", "latent_usage", "control_on_demand", "control_by_swap"}
+    own = {
+        vae_continuous: {"plane", "latent_map", "neighborhoods"},
+        vae_discrete: {"categories"},
+        vae_joint: {"plane", "categories"},
+    }
+    assert {path.stem for path in (tmp_path / "a").glob("*.png")} == common | own[script]
     assert not (tmp_path / "a" / "checkpoint.pt").exists() and not list((tmp_path / "a").glob("*.tmp"))
     log = capsys.readouterr().out
     assert log.startswith("DATASET = 'MNIST'") and "torch" in log and "epoch 2/2" in log
@@ -220,14 +224,19 @@ def test_main(script, few_images, tmp_path, monkeypatch, capsys):
     if script is not vae_continuous:  # seven batches an epoch; the temperature goes on where the last epoch left it
         tau = [row["tau"] for row in written["history"]]
         assert tau == pytest.approx([math.exp(-0.0003 * 6), math.exp(-0.0003 * 13)])
+        assert results["test_reconstruction"] != results["test_reconstruction_hard"]
 
     model = script.load_model(tmp_path / "a" / "model.pt")
     test = data.colored_set(train=False, device=torch.device("cpu"))
     assert metrics.reconstruction(model, metrics.codes_of(model, test), test).items() <= results.items()
 
-    again = run(script, tmp_path / "b", monkeypatch)
-    assert again == results  # to the last bit
-    assert run(script, tmp_path / "c", monkeypatch, SEED=1) != results
+    assert run(script, tmp_path / "b", monkeypatch) == results  # to the last bit
+    other = run(script, tmp_path / "c", monkeypatch, SEED=1, TAU_DECAY=1.0, BETA=0.5) if script is vae_joint else None
+    if other:
+        assert other["test_loss"] != results["test_loss"]
+        assert json.loads((tmp_path / "c" / "metrics.json").read_text())["history"][0]["tau"] == 0.5  # TAU_MIN
+        total = other["test_reconstruction"] + other["test_kl_z"] + other["test_kl_v"]  # BETA weighs no result
+        assert other["test_loss"] == pytest.approx(total)
 
 
 @SCRIPTS
@@ -265,7 +274,7 @@ def test_resumed_equals_uninterrupted(script, few_images, tmp_path, monkeypatch,
 )
 def test_unusual_constants_work(script, constants, few_images, tmp_path, monkeypatch):
     run(script, tmp_path, monkeypatch, EPOCHS=1, **constants)
-    assert len(list(tmp_path.glob("*.png"))) >= 6
+    assert (tmp_path / "metrics.json").exists() and len(list(tmp_path.glob("*.png"))) >= 6
 
 
 @SCRIPTS

@@ -1,0 +1,59 @@
+"""The committed results: made by the constants as they stand, told unedited in the README, and as good as promised."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+import compare
+import runs
+
+ROOT = Path(runs.__file__).parent
+BARS = {  # means over the seeds: (on demand both, by swap both, digit kept), and the highest test loss of any seed
+    "continuous": ((0.50, 0.02, 0.46), 283),
+    "discrete": ((0.92, 0.24, 0.77), 247),
+    "joint": ((0.99, 0.86, 0.88), 222),
+}
+
+
+@pytest.fixture(scope="module")
+def contents():
+    def read(script, seed):
+        return json.loads((compare.folder_of(script, seed, {}) / "metrics.json").read_text())
+
+    return {name: [read(script, seed) for seed in compare.SEEDS] for name, script in compare.SCRIPTS.items()}
+
+
+def test_they_were_made_with_the_constants_as_they_stand(contents):
+    for name, script in compare.SCRIPTS.items():
+        for seed, content in zip(compare.SEEDS, contents[name], strict=True):
+            now = json.loads(json.dumps(runs.constants(vars(script)) | {"SEED": seed}))
+            assert runs.first_difference(content["constants"], now) is None
+
+
+@pytest.mark.parametrize("name", BARS)
+def test_the_bars_hold(contents, name):
+    bars, highest_loss = BARS[name]
+    for key, bar in zip(("demand_both", "swap_both", "reconstruction_digit"), bars, strict=True):
+        assert statistics.mean(content["results"][key] for content in contents[name]) >= bar
+    assert max(content["results"]["test_loss"] for content in contents[name]) <= highest_loss
+
+
+def test_the_order_of_the_losses_holds_for_each_seed(contents):
+    losses = {name: [content["results"]["test_loss"] for content in contents[name]] for name in contents}
+    for joint, discrete, continuous in zip(losses["joint"], losses["discrete"], losses["continuous"], strict=True):
+        assert joint < discrete < continuous
+
+
+def test_the_readme_tells_the_tables_unedited(contents):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for file in ("table.md", "constants.md"):
+        assert (ROOT / "outputs" / "compare" / file).read_text(encoding="utf-8") in readme
+    assert (ROOT / "outputs" / "compare" / "table.md").read_text(encoding="utf-8") == compare.table(contents)
+
+
+def test_every_figure_of_the_readme_is_there():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    figures = [line.split("](")[1].rstrip(")") for line in lines if line.startswith("![")]
+    assert len(figures) > 8 and all((ROOT / figure).exists() for figure in figures)
