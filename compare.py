@@ -25,8 +25,12 @@ import vae_joint
 
 SEEDS = (0, 1, 2)
 
-# Constants worth trying: (script, edits, seeds).
-EDITS = ()
+# Constants worth trying: (model, edits, seeds).
+EDITS = (
+    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10}, (0,)),
+    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.5}, (0,)),
+    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.2}, (0,)),
+)
 
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "compare"
 SCRIPTS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint}

@@ -193,7 +193,7 @@ def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]]
     """For each pair of variables the decoded codes (K, K, 3, 28, 28): the first variable down, the second across."""
     rows, columns = grids[0].shape[:2]
     cell = 0.24  # inches
-    figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 1)
+    figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 0.7)
     for axes, images, (down, across) in zip(panels, grids, pairs, strict=True):
         _tiles(axes, images, list(range(1, rows + 1)) if rows > 1 else [""], list(range(1, columns + 1)), gap=0)
         axes.set(xlabel=f"category of {across}", ylabel=f"category of {down}" if rows > 1 else "")
@@ -226,7 +226,7 @@ def latent_usage(path: Path, latents: dict[str, dict], color_latents: list[str],
 def control_on_demand(path: Path, images: Tensor, right: Tensor, results: dict, model: str) -> None:
     """Digits down, hues across: the first code found for each request; cells that missed digit or hue are marked."""
     n = images.shape[1]
-    figure, ((axes,),) = _figure(1, 1, CELL * n + 0.8, CELL * 10 + 1.3)
+    figure, ((axes,),) = _figure(1, 1, CELL * n + 0.8, CELL * 10 + 0.7)
     _tiles(axes, images, list(range(10)), [f"{round(360 * i / n)}°" for i in range(n)])
     _mark(axes, ~_array(right))
     axes.set(ylabel="requested digit", xlabel="requested hue (× marks a cell with the wrong digit or hue)")

@@ -56,6 +56,11 @@ RULES = {
         "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
     ),
     "RESUME": _SWITCH,
+    "R1_WEIGHT": _number(0, included=True),
+    "R1_EVERY": _whole(1),
+    "BETA1": (lambda v: type(v) in (int, float) and 0 <= v < 1, "a number of 0 or more, below 1"),
+    "CYCLE_WEIGHT": _number(0, included=True),
+    "DECAY_FROM": (lambda v: type(v) in (int, float) and 0 <= v <= 1, "a share from 0 to 1"),
     "DEVICE": (lambda v: v in ("auto", "cpu", "cuda", "mps"), "'auto', 'cpu', 'cuda' or 'mps'"),
 }
 

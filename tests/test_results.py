@@ -57,3 +57,12 @@ def test_every_figure_of_the_readme_is_there():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     figures = [line.split("](")[1].rstrip(")") for line in lines if line.startswith("![")]
     assert len(figures) > 8 and all((ROOT / figure).exists() for figure in figures)
+
+
+@pytest.mark.parametrize("name", BARS)
+def test_the_docstrings_tell_the_results(contents, name):
+    results = [content["results"] for content in contents[name]]
+    told = " ".join(compare.SCRIPTS[name].__doc__.split())
+    assert f"test loss {compare.spread([r['test_loss'] for r in results])} nats" in told
+    assert f"on demand {compare.spread([100 * r['demand_both'] for r in results])}%" in told
+    assert f"by swap {compare.spread([100 * r['swap_both'] for r in results])}%" in told
