@@ -1,0 +1,56 @@
+"""Killed again and again, a run ends with the weights of an undisturbed one. Slow: `python -m pytest -m slow`."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import runs
+
+ROOT = Path(runs.__file__).parent
+KILLS = 20
+RUN = """
+import sys
+from pathlib import Path
+import {script} as script
+import data
+load = data.load
+data.load = lambda train: tuple(part[: 2000 if train else 500] for part in load(train))
+script.OUTPUT_DIR, script.EPOCHS, script.DEVICE = Path(sys.argv[1]), 60, "cpu"
+script.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["vae_continuous", "vae_discrete", "vae_joint"])
+def test_killed_runs_end_like_undisturbed_ones(script, tmp_path):
+    def start(name):
+        command = [sys.executable, "-c", RUN.format(script=script), str(tmp_path / name)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    assert start("whole").wait() == 0
+    moments, killed = random.Random(0), 0
+    while True:
+        process = start("cut")
+        try:  # the imports take some seconds, an epoch and the figures less: most kills hit the training or its files
+            process.wait(moments.uniform(4, 9) if killed < KILLS else None)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+            for path in (tmp_path / "cut").glob("*.json"):
+                json.loads(path.read_text())  # whole, or not there
+            if (checkpoint := tmp_path / "cut" / "checkpoint.pt").exists():
+                torch.load(checkpoint, weights_only=True)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    print(f"{script}: killed {killed} times; {[line for line in out.splitlines() if line.startswith('Going on')]}")
+    weights = [torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"] for name in ("whole", "cut")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    results = [json.loads((tmp_path / name / "metrics.json").read_text())["results"] for name in ("whole", "cut")]
+    assert results[0] == results[1] and not list((tmp_path / "cut").glob("*.tmp"))
