@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -74,6 +75,12 @@ def _mark(axes: Axes, cells: np.ndarray, pitch: int = 30) -> None:
         x, y = c * pitch - 1.5, r * pitch - 1.5
         axes.add_patch(Rectangle((x, y), pitch, pitch, fill=False, edgecolor="white", linewidth=1.2))
         axes.text(x + pitch - 5, y + 6, "×", color="white", fontsize=9, fontweight="bold", ha="center", va="center")
+
+
+def picture(path: Path, image: Tensor) -> None:
+    """One image (3, 28, 28), each pixel ten wide and high."""
+    with runs.whole_file(path) as temporary:
+        imsave(temporary, _array(image).transpose(1, 2, 0).repeat(10, 0).repeat(10, 1), format="png")
 
 
 def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> None:
