@@ -50,6 +50,7 @@ def test_dragging_moves_the_point_and_the_picture(explorer):
     assert not torch.equal(shown(explorer), before)
     assert torch.allclose(shown(explorer).float(), explorer.decoded())
     here = explorer.code.clone()
+    mouse(explorer, "button_release_event", 2.5, 1.0)
     mouse(explorer, "motion_notify_event", -1.0, -1.0, button=None)  # moving without pressing does nothing
     mouse(explorer, "button_press_event", -30.0, 0.0)  # nor does pressing outside the plane
     assert torch.equal(explorer.code, here)
