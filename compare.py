@@ -39,6 +39,7 @@ COLUMNS = {  # of both tables: heading → (key in the results, factor)
     "above the floor": ("test_above_floor", 1),
     "test loss, one-hot": ("test_loss_hard", 1),
     "digit kept, %": ("reconstruction_digit", 100),
+    "hue kept, %": ("reconstruction_hue", 100),
     "on demand, both %": ("demand_both", 100),
     "by swap, both %": ("swap_both", 100),
 }
