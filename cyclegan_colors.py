@@ -1,0 +1,252 @@
+"""Colour translation: two generators recolour digits between two colourings without ever seeing a pair.
+
+In domain A each digit wears a colour of its own; in domain B the same ten colours are assigned differently (data.py).
+The images of the two domains come from different halves of MNIST, so no digit image exists in both. A discriminator
+for each domain tells real images from translated ones; that alone has to lead each generator to the right permutation
+of the ten colours. The true target of every test image is known, so success is measured exactly.
+
+    python cyclegan_colors.py    # edit the constants below, run again
+
+Result: see README.md for one run with a smaller batch and a higher rate that falls (DECAY_FROM).
+
+Papers: Goodfellow et al., Generative Adversarial Networks, 2014; Zhu et al., Unpaired Image-to-Image Translation using
+Cycle-Consistent Adversarial Networks, 2017; Mescheder, Geiger & Nowozin, Which Training Methods for GANs do actually
+Converge?, 2018 (the gradient penalty); Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020
+(computing it only now and then).
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+import metrics
+import plots
+import runs
+
+# The gradient penalty keeps the discriminators smooth, so that they give a direction out of a wrong permutation.
+# 0 turns it off.
+R1_WEIGHT = 10.0
+R1_EVERY = 4  # steps: the penalty is computed on every fourth, four times as strong
+BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
+CYCLE_WEIGHT = 0.0  # of the L1 distance between an image and its way there and back; cannot tell a wrong permutation
+
+# Training. An epoch is one pass over half of the training images, 250 updates at the default batch size.
+EPOCHS = 16
+BATCH_SIZE = 120  # images of each domain
+LEARNING_RATE = 0.0003  # of all four networks
+DECAY_FROM = 1.0  # share of the run after which the rate falls linearly to 0; 1: never
+SEED = 0  # of weights, halves and order of images
+DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
+RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
+
+OUTPUT_DIR = Path(__file__).parent / "outputs" / "cyclegan_colors"
+
+# Shapes below: B batch.
+
+
+class Discriminator(nn.Sequential):
+    """Images (B, 3, 28, 28) → logit (B, 1) of being real; the sigmoid is in the loss."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # (B, 32, 14, 14)
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # (B, 64, 7, 7)
+            nn.Flatten(),
+            nn.Linear(7 * 7 * 64, 128),
+            nn.ReLU(),
+            nn.Linear(128, 1),
+        )
+
+
+class Generator(nn.Sequential):
+    """Images (B, 3, 28, 28) of one domain → images of the other, (B, 3, 28, 28), not confined to [0, 1]."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 2, padding=1),  # (B, 64, 29, 29)
+            nn.ReLU(),
+            nn.Conv2d(64, 3, 4, padding=1),  # (B, 3, 28, 28)
+        )
+
+
+def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
+    """Mean over the batch of |d logit / d image|²: R1 of Mescheder et al. 2018 on real images, R2 on fake ones."""
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean()
+
+
+def discriminator_loss(discriminator: Discriminator, real: Tensor, fake: Tensor, r1_weight: float) -> Tensor:
+    """BCE of real images as 1 plus BCE of fake ones as 0, each a mean; plus half of r1_weight times both penalties."""
+    x = torch.cat([real, fake.detach()])  # one pass for both
+    if r1_weight:
+        x.requires_grad_()
+    logits = discriminator(x)
+    on_real, on_fake = logits.chunk(2)
+    loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()  # BCE of the sigmoid with 1 and with 0
+    if r1_weight:
+        loss = loss + r1_weight * gradient_penalty(logits, x)  # the mean over 2B images is half of the two means
+    return loss
+
+
+def load_model(path: Path) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """(a_to_b, b_to_a) from a generators.pt: each takes images (B, 3, 28, 28) and returns the same in [0, 1]."""
+    saved = runs.load_torch(path)
+    try:
+        return tuple(clamped(load_generator(saved[name])) for name in ("a_to_b", "b_to_a"))
+    except (KeyError, TypeError, RuntimeError, AttributeError):
+        raise SystemExit(f"{path} does not hold the two generators: train them again.") from None
+
+
+def load_generator(weights: dict) -> Generator:
+    generator = Generator()
+    generator.load_state_dict(weights)
+    return generator.eval()
+
+
+def clamped(generator: Generator) -> Callable[[Tensor], Tensor]:
+    """The generator as it is shown and scored: its output confined to [0, 1], without gradients."""
+
+    @torch.inference_mode()
+    def translate(x: Tensor) -> Tensor:
+        return generator(x).clamp(0, 1)
+
+    return translate
+
+
+def main() -> dict[str, float]:
+    """Trains, scores and draws; returns the results that are written to metrics.json."""
+    started = time.perf_counter()
+    constants = runs.constants(globals()) | {"DOMAIN_A": data.DOMAIN_A, "DOMAIN_B": data.DOMAIN_B}
+    colors_a, colors_b = data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)
+    device = runs.begin(OUTPUT_DIR, constants)
+    colors_a, colors_b = colors_a.to(device), colors_b.to(device)
+    images, digits = (t.to(device) for t in data.load(train=True))
+    test_images, test_digits = (t.to(device) for t in data.load(train=False))
+    runs.check_batch_size(BATCH_SIZE, len(images) // 2)
+    metrics.judge(device)  # trained now, if it has to be
+
+    # Unpaired: one half of the images is only ever seen in A's colours, the other in B's. The digits colour the data
+    # and are not looked at again before the scores.
+    torch.manual_seed(SEED)
+    half_a, half_b = torch.randperm(len(images)).to(device)[: len(images) // 2 * 2].chunk(2)
+    train_a, train_b = (images[half_a], colors_a[digits[half_a]]), (images[half_b], colors_b[digits[half_b]])
+
+    def network(cls: type) -> tuple[nn.Module, torch.optim.Optimizer]:
+        module = cls().to(device, memory_format=torch.channels_last)
+        return module, torch.optim.Adam(module.parameters(), LEARNING_RATE, betas=(BETA1, 0.999), fused=True)
+
+    a_to_b, a_to_b_optimizer = network(Generator)
+    b_to_a, b_to_a_optimizer = network(Generator)
+    discriminator_a, discriminator_a_optimizer = network(Discriminator)
+    discriminator_b, discriminator_b_optimizer = network(Discriminator)
+    optimizers = a_to_b_optimizer, b_to_a_optimizer, discriminator_a_optimizer, discriminator_b_optimizer
+
+    directions = {"a_to_b": (a_to_b, colors_a, colors_b), "b_to_a": (b_to_a, colors_b, colors_a)}
+
+    def translate(name: str, grey: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images `grey` of digits d in the source's colours, their translations, and the true targets."""
+        generator, source, target = directions[name]
+        x = data.colorize(grey, source[d])
+        return x, torch.cat([clamped(generator)(part) for part in x.split(500)]), data.colorize(grey, target[d])
+
+    parts = {
+        "a_to_b": a_to_b,
+        "b_to_a": b_to_a,
+        "discriminator_a": discriminator_a,
+        "discriminator_b": discriminator_b,
+    } | {f"optimizer_{i}": optimizer for i, optimizer in enumerate(optimizers)}
+    history = runs.resume(OUTPUT_DIR, constants, **parts)  # one row an epoch
+    seconds_before = sum(row["seconds"] for row in history)
+    n_batches = math.ceil(len(half_a) / BATCH_SIZE)
+    step, steps, last_loss = len(history) * n_batches, EPOCHS * n_batches, math.nan
+
+    while len(history) < EPOCHS:
+        epoch, epoch_started = len(history) + 1, time.perf_counter()
+        batches_a, batches_b = (torch.randperm(len(half_a)).to(device).split(BATCH_SIZE) for _ in range(2))
+        for index_a, index_b in tqdm(
+            zip(batches_a, batches_b, strict=True), f"epoch {epoch}/{EPOCHS}", n_batches, leave=False, disable=None
+        ):
+            for optimizer in optimizers:
+                left = (1 - step / steps) / max(1 - DECAY_FROM, 1 / steps)
+                optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, left)
+            r1_weight = R1_WEIGHT * R1_EVERY if step % R1_EVERY == 0 else 0
+            real_a = data.colorize(train_a[0][index_a], train_a[1][index_a])  # (B, 3, 28, 28)
+            real_b = data.colorize(train_b[0][index_b], train_b[1][index_b])
+            losses = []
+            for real, source, to_real, to_source, judge, judge_optimizer, optimizer in (
+                (real_a, real_b, b_to_a, a_to_b, discriminator_a, discriminator_a_optimizer, b_to_a_optimizer),
+                (real_b, real_a, a_to_b, b_to_a, discriminator_b, discriminator_b_optimizer, a_to_b_optimizer),
+            ):
+                fake = to_real(source)
+
+                loss_d = discriminator_loss(judge, real, fake, r1_weight)
+                judge_optimizer.zero_grad()
+                loss_d.backward()
+                judge_optimizer.step()
+
+                judge.requires_grad_(False)  # the generator's step: no gradients for the discriminator's weights
+                loss_g = F.softplus(-judge(fake)).mean()  # BCE of the fakes with 1
+                if CYCLE_WEIGHT:
+                    loss_g = loss_g + CYCLE_WEIGHT * (to_source(fake) - source).abs().mean()
+                optimizer.zero_grad()
+                loss_g.backward()
+                optimizer.step()
+                judge.requires_grad_(True)
+                losses += [loss_d.item(), loss_g.item()]
+
+            runs.check_finite(sum(losses), epoch, step, last_loss)
+            last_loss = sum(losses)
+            step += 1
+
+        row = {"step": step}
+        for name, (_, _, target) in directions.items():
+            _, outputs, _ = translate(name, test_images[:2000], test_digits[:2000])
+            scores, _ = metrics.translation_scores(name, outputs, test_images[:2000], test_digits[:2000], target)
+            row |= {f"{name}_{part}": scores[f"{name}_{part}"] for part in ("digit", "color", "both")}
+        history.append(row | {"seconds": time.perf_counter() - epoch_started})
+        left = history[-1]["seconds"] * (EPOCHS - epoch) / 60
+        print(
+            f"epoch {epoch:{len(str(EPOCHS))}d}/{EPOCHS} | {step:6d} updates",
+            *(f"{name}: digit {row[f'{name}_digit']:6.1%}  colour {row[f'{name}_color']:6.1%}" for name in directions),
+            f"{history[-1]['seconds']:5.1f} s  {left:4.1f} min left",
+            sep=" | ",
+            flush=True,
+        )
+        runs.checkpoint(OUTPUT_DIR, constants, history, **parts)
+
+    results, rows, maps = {}, {}, {}
+    shown = metrics.first_of_each_digit(test_digits, 4).T  # (4, 10)
+    for name, (_, _, target) in directions.items():
+        x, outputs, truth = translate(name, test_images, test_digits)
+        scores, right = metrics.translation_scores(name, outputs, test_images, test_digits, target)
+        results |= scores
+        results |= metrics.translation_scores(f"identity_{name}", x, test_images, test_digits, target)[0]
+        results |= metrics.translation_scores(f"oracle_{name}", truth, test_images, test_digits, target)[0]
+        rows[name] = x[shown], outputs[shown], truth[shown], right[shown]
+        maps[name] = metrics.color_map(outputs, test_images, test_digits, target)
+    weights = {"a_to_b": a_to_b, "b_to_a": b_to_a}
+    runs.save_torch(OUTPUT_DIR / "generators.pt", {name: module.state_dict() for name, module in weights.items()})
+
+    plots.translation_curves(OUTPUT_DIR / "scores.png", history)
+    plots.translations(OUTPUT_DIR / "translations.png", rows, results)
+    palettes = {"a_to_b": colors_b, "b_to_a": colors_a}
+    plots.color_maps(OUTPUT_DIR / "map.png", maps, palettes, {"a_to_b": data.DOMAIN_B, "b_to_a": data.DOMAIN_A})
+    runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)
+    return results
+
+
+if __name__ == "__main__":
+    main()

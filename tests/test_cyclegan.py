@@ -1,0 +1,159 @@
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cyclegan_colors
+import data
+import metrics
+import runs
+from cyclegan_colors import Discriminator, Generator
+
+
+def convolutions(module):
+    return [
+        (m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding) for m in module if isinstance(m, nn.Conv2d)
+    ]
+
+
+def test_networks():
+    discriminator, generator = Discriminator(), Generator()
+    assert sum(p.numel() for p in discriminator.parameters()) == 421_057
+    assert sum(p.numel() for p in generator.parameters()) == 12_227
+    same = ((3, 3), (1, 1), (1, 1))
+    assert convolutions(discriminator) == [(3, 32, *same), (32, 64, *same)]
+    assert convolutions(generator) == [
+        (3, 32, *same),
+        (32, 64, (2, 2), (1, 1), (1, 1)),
+        (64, 3, (4, 4), (1, 1), (1, 1)),
+    ]
+    names = [type(m).__name__ for m in discriminator]
+    assert names == ["Conv2d", "ReLU", "MaxPool2d"] * 2 + ["Flatten", "Linear", "ReLU", "Linear"]
+    assert [(m.in_features, m.out_features) for m in discriminator if isinstance(m, nn.Linear)] == [
+        (3136, 128),
+        (128, 1),
+    ]
+    assert [type(m).__name__ for m in generator] == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"]
+    x = torch.rand(2, 3, 28, 28)
+    assert generator(x).shape == x.shape and discriminator(x).shape == (2, 1)
+
+
+def test_the_discriminators_loss_is_bce_plus_half_the_penalties():
+    torch.manual_seed(0)
+    discriminator = Discriminator().double()
+    real, fake = torch.rand(2, 4, 3, 28, 28, dtype=torch.float64)
+    bce = F.binary_cross_entropy_with_logits
+    ones, zeros = torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
+    expected = bce(discriminator(real), ones) + bce(discriminator(fake), zeros)
+    loss = cyclegan_colors.discriminator_loss
+    assert torch.allclose(loss(discriminator, real, fake, 0), expected)
+
+    norms = []
+    for image in (*real, *fake):
+        image = image[None].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(discriminator(image).sum(), image)
+        norms.append(gradient.square().sum())
+    penalties = torch.stack(norms[:4]).mean() + torch.stack(norms[4:]).mean()
+    assert torch.allclose(loss(discriminator, real, fake, 10), expected + 10 / 2 * penalties)
+
+
+def test_the_domains_wear_the_same_colors_shifted_by_a_digit():
+    a, b = data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)
+    assert torch.equal(b, a.roll(-1, 0)) and len(a.unique(dim=0)) == 10
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (data.DOMAIN_A[:9], "must be a tuple of ten"),
+        ((*data.DOMAIN_A[:9], "rde"), "'rde', which is not a CSS colour"),
+        ((*data.DOMAIN_A[:9], "red"), "digits 0 and 9 the same colour"),
+        (list(data.DOMAIN_A), "must be a tuple of ten"),
+    ],
+)
+def test_impossible_palettes_are_refused(names, sentence, monkeypatch, tmp_path):
+    monkeypatch.setattr(cyclegan_colors, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(data, "DOMAIN_B", names)
+    with pytest.raises(SystemExit, match=sentence):
+        cyclegan_colors.main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_colors_that_are_near_get_a_warning(capsys):
+    data.palette("DOMAIN_A", (*data.DOMAIN_A[:9], "snow"))
+    assert capsys.readouterr().out == ""
+    data.palette("DOMAIN_A", (*data.DOMAIN_A[:8], "snow", "white"))
+    assert "snow and white of DOMAIN_A are only 0.03 apart" in capsys.readouterr().out
+
+
+def test_scores_of_known_translations(test_set):
+    grey, digits = test_set.images[:1000], test_set.digits[:1000]
+    a, b = data.palette("A", data.DOMAIN_A), data.palette("B", data.DOMAIN_B)
+    truth = data.colorize(grey, b[digits])
+    assert torch.allclose(metrics.color_of(truth, grey), b[digits], atol=1e-5)
+    oracle, right = metrics.translation_scores("oracle", truth, grey, digits, b)
+    assert (
+        oracle["oracle_color"] == 1 and oracle["oracle_digit"] > 0.98 and oracle["oracle_both"] == right.double().mean()
+    )
+    assert oracle["oracle_l1"] == 0 and oracle["oracle_psnr"] is None
+    nothing, _ = metrics.translation_scores("identity", data.colorize(grey, a[digits]), grey, digits, b)
+    assert nothing["identity_color"] == 0 and nothing["identity_digit"] == oracle["oracle_digit"]
+    darker, _ = metrics.translation_scores("x", truth * 0.9, grey, digits, b)
+    assert darker["x_color"] == 1
+    assert darker["x_psnr"] == pytest.approx(-10 * torch.log10((0.1 * truth).square().mean()).item(), rel=1e-4)
+    assert len(darker["x_digit_by_digit"]) == len(darker["x_color_by_digit"]) == 10
+    assert torch.equal(metrics.color_map(truth, grey, digits, b), torch.eye(10))
+    shifted = data.colorize(grey, b[(digits + 3) % 10])
+    assert torch.equal(metrics.color_map(shifted, grey, digits, b), torch.eye(10).roll(3, 1))
+
+
+def run(folder, monkeypatch, **constants):
+    monkeypatch.setattr(cyclegan_colors, "OUTPUT_DIR", folder)
+    for name, value in ({"DEVICE": "cpu", "BATCH_SIZE": 64} | constants).items():
+        monkeypatch.setattr(cyclegan_colors, name, value)
+    return cyclegan_colors.main()
+
+
+def test_main_and_resume(few_images, tmp_path, monkeypatch):
+    seen = []
+    colorize = data.colorize
+    monkeypatch.setattr(data, "colorize", lambda grey, colors: seen.append(grey) or colorize(grey, colors))
+    whole = run(tmp_path / "whole", monkeypatch, EPOCHS=2, CYCLE_WEIGHT=1.0, DECAY_FROM=0.5)
+    written = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert written["results"] == whole and [row["step"] for row in written["history"]] == [4, 8]
+    assert whole["oracle_a_to_b_color"] == 1 and whole["identity_b_to_a_color"] == 0
+    assert {path.name for path in (tmp_path / "whole").glob("*.png")} == {"scores.png", "translations.png", "map.png"}
+
+    # A's images and B's are different ones: 2 domains × 200 images, each epoch anew.
+    batches = [batch for batch in seen if len(batch) <= 64]
+    a, b = (torch.cat(batches[i:8:2]).flatten(1) for i in (0, 1))
+    assert len(a) == len(b) == 200
+    assert len(torch.cat([a, b]).unique(dim=0)) == len(data.load(train=True)[0].flatten(1).unique(dim=0))
+
+    a_to_b, b_to_a = cyclegan_colors.load_model(tmp_path / "whole" / "generators.pt")
+    x = 3 * torch.randn(2, 3, 28, 28)
+    for translate in (a_to_b, b_to_a):
+        assert translate(x).shape == x.shape and translate(x).min() >= 0 and translate(x).max() <= 1
+    assert (tmp_path / "whole" / "generators.pt").stat().st_size < 150_000
+
+    save = runs.checkpoint
+
+    def save_and_die(*args, **parts):
+        save(*args, **parts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "checkpoint", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", monkeypatch)
+    monkeypatch.setattr(runs, "checkpoint", save)
+    assert run(tmp_path / "cut", monkeypatch) == whole
+    first, second = (torch.load(tmp_path / name / "generators.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(first[g][name], second[g][name]) for g in first for name in first[g])
+
+
+def test_load_model_refuses_another_file(tmp_path):
+    runs.save_torch(tmp_path / "x.pt", {"a_to_b": {}})
+    with pytest.raises(SystemExit, match="does not hold the two generators"):
+        cyclegan_colors.load_model(tmp_path / "x.pt")
