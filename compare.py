@@ -53,22 +53,29 @@ def folder_of(script: ModuleType, seed: int, edits: dict) -> Path:
     return OUTPUT_DIR / "_".join([script.__name__, *parts])
 
 
-def run(script: ModuleType, seed: int, edits: dict) -> dict:
-    """The content of metrics.json of a script with another seed and other constants: read if it is there, else made."""
-    changed = {"OUTPUT_DIR": folder_of(script, seed, edits), "SEED": seed, **edits}
-    before = {name: getattr(script, name) for name in changed}  # an unknown constant is an AttributeError here
+def run(script: ModuleType, folder: Path, edits: dict) -> dict:
+    """The content of metrics.json in a folder, if it is there and made with these constants; else of a run into it.
+
+    `edits`: constants of the script, or of data.py, with their values; the others stay as they are in the files.
+    """
+    homes = {name: script if hasattr(script, name) else data for name in edits} | {"OUTPUT_DIR": script}
+    before = {name: getattr(home, name) for name, home in homes.items()}
     try:
-        for name, value in changed.items():
-            setattr(script, name, value)
-        path = script.OUTPUT_DIR / "metrics.json"
+        for name, value in ({"OUTPUT_DIR": folder} | edits).items():
+            setattr(homes[name], name, value)
+        path = folder / "metrics.json"
         wanted = json.loads(json.dumps(runs.constants(vars(script))))
         if not path.exists() or runs.first_difference(json.loads(path.read_text())["constants"], wanted):
-            print(f"\nRunning {path.parent.name}.\n")
+            print(f"\nRunning {folder.name}.\n")
             script.main()
         return json.loads(path.read_text())
     finally:
         for name, value in before.items():
-            setattr(script, name, value)
+            setattr(homes[name], name, value)
+
+
+def run_seed(script: ModuleType, seed: int, edits: dict) -> dict:
+    return run(script, folder_of(script, seed, edits), {"SEED": seed, **edits})
 
 
 def table(rows: dict[str, list[dict]]) -> str:
@@ -112,10 +119,10 @@ def main() -> dict[str, list[dict]]:
         if name not in SCRIPTS or not all(hasattr(SCRIPTS[name], constant) for constant in edits):
             raise SystemExit(f"EDITS names {name!r} with {', '.join(edits)}: it must be a model and constants of it.")
         _check_seeds("EDITS", seeds)
-    models = {name: [run(script, seed, {}) for seed in SEEDS] for name, script in SCRIPTS.items()}
+    models = {name: [run_seed(script, seed, {}) for seed in SEEDS] for name, script in SCRIPTS.items()}
     edited = {
         f"{name}, {', '.join(f'`{constant} = {value}`' for constant, value in edits.items())}": [
-            run(SCRIPTS[name], seed, edits) for seed in seeds
+            run_seed(SCRIPTS[name], seed, edits) for seed in seeds
         ]
         for name, edits, seeds in EDITS
     }

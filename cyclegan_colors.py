@@ -37,15 +37,17 @@ R1_EVERY = 4  # steps: the penalty is computed on every fourth, four times as st
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
 CYCLE_WEIGHT = 0.0  # of the L1 distance between an image and its way there and back; cannot tell a wrong permutation
 
-# Training. An epoch is one pass over half of the training images, 250 updates at the default batch size.
+# Training. An epoch is a line of the log and a checkpoint: one pass over half of the training images, or a part of one.
 EPOCHS = 16
+IMAGES_PER_EPOCH = 30_000  # of each domain, taken at random; what there is if that is less
 BATCH_SIZE = 120  # images of each domain
 LEARNING_RATE = 0.0003  # of all four networks
-DECAY_FROM = 1.0  # share of the run after which the rate falls linearly to 0; 1: never
+DECAY_FROM = 0.8  # share of the run after which the rate falls linearly to 0; 1: never
 SEED = 0  # of weights, halves and order of images
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
+constants_of_data = ("DATASET", "DOMAIN_A", "DOMAIN_B")  # data.py's constants that decide what is seen here
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "cyclegan_colors"
 
 # Shapes below: B batch.
@@ -129,13 +131,13 @@ def clamped(generator: Generator) -> Callable[[Tensor], Tensor]:
 def main() -> dict[str, float]:
     """Trains, scores and draws; returns the results that are written to metrics.json."""
     started = time.perf_counter()
-    constants = runs.constants(globals()) | {"DOMAIN_A": data.DOMAIN_A, "DOMAIN_B": data.DOMAIN_B}
+    constants = runs.constants(globals())
     colors_a, colors_b = data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)
     device = runs.begin(OUTPUT_DIR, constants)
     colors_a, colors_b = colors_a.to(device), colors_b.to(device)
     images, digits = (t.to(device) for t in data.load(train=True))
     test_images, test_digits = (t.to(device) for t in data.load(train=False))
-    runs.check_batch_size(BATCH_SIZE, len(images) // 2)
+    runs.check_batch_size(BATCH_SIZE, min(IMAGES_PER_EPOCH, len(images) // 2))
     metrics.judge(device)  # trained now, if it has to be
 
     # Unpaired: one half of the images is only ever seen in A's colours, the other in B's. The digits colour the data
@@ -160,7 +162,7 @@ def main() -> dict[str, float]:
         """Images `grey` of digits d in the source's colours, their translations, and the true targets."""
         generator, source, target = directions[name]
         x = data.colorize(grey, source[d])
-        return x, torch.cat([clamped(generator)(part) for part in x.split(500)]), data.colorize(grey, target[d])
+        return x, torch.cat([clamped(generator)(part) for part in x.split(50)]), data.colorize(grey, target[d])
 
     parts = {
         "a_to_b": a_to_b,
@@ -168,14 +170,38 @@ def main() -> dict[str, float]:
         "discriminator_a": discriminator_a,
         "discriminator_b": discriminator_b,
     } | {f"optimizer_{i}": optimizer for i, optimizer in enumerate(optimizers)}
-    history = runs.resume(OUTPUT_DIR, constants, **parts)  # one row an epoch
-    seconds_before = sum(row["seconds"] for row in history)
-    n_batches = math.ceil(len(half_a) / BATCH_SIZE)
-    step, steps, last_loss = len(history) * n_batches, EPOCHS * n_batches, math.nan
+    shown = metrics.first_of_each_digit(test_digits, 4).T  # (4, 10)
+    n = min(IMAGES_PER_EPOCH, len(half_a))
+    n_batches = math.ceil(n / BATCH_SIZE)
+    step, steps, last_loss = 0, EPOCHS * n_batches, math.nan
 
-    while len(history) < EPOCHS:
-        epoch, epoch_started = len(history) + 1, time.perf_counter()
-        batches_a, batches_b = (torch.randperm(len(half_a)).to(device).split(BATCH_SIZE) for _ in range(2))
+    def log() -> None:
+        """A row of scores for the history, with the first test image of each digit as it is translated now."""
+        row, pictures = {"step": step}, []
+        for name, (_, _, target) in directions.items():
+            _, outputs, _ = translate(name, test_images[:2000], test_digits[:2000])
+            scores, _ = metrics.translation_scores(name, outputs, test_images[:2000], test_digits[:2000], target)
+            row |= {f"{name}_{part}": scores[f"{name}_{part}"] for part in ("digit", "color", "both")}
+            pictures.append(translate(name, test_images[shown[0]], test_digits[shown[0]])[1])
+        row["seconds"] = time.perf_counter() - started
+        print(
+            f"{step:{len(str(steps))}d}/{steps} updates",
+            *(f"{name}: digit {row[f'{name}_digit']:6.1%}  colour {row[f'{name}_color']:6.1%}" for name in directions),
+            f"{row['seconds'] / 60:4.1f} min",
+            sep=" | ",
+            flush=True,
+        )
+        history.append(row | {"pictures": torch.stack(pictures).mul(255).round().byte().cpu()})  # (2, 10, 3, 28, 28)
+
+    history = runs.resume(OUTPUT_DIR, constants, **parts)
+    if history:
+        step = history[-1]["step"]
+        started -= history[-1]["seconds"]
+    else:
+        log()
+
+    for epoch in range(step // n_batches + 1, EPOCHS + 1):
+        batches_a, batches_b = (torch.randperm(len(half_a))[:n].to(device).split(BATCH_SIZE) for _ in range(2))
         for index_a, index_b in tqdm(
             zip(batches_a, batches_b, strict=True), f"epoch {epoch}/{EPOCHS}", n_batches, leave=False, disable=None
         ):
@@ -210,25 +236,10 @@ def main() -> dict[str, float]:
             runs.check_finite(sum(losses), epoch, step, last_loss)
             last_loss = sum(losses)
             step += 1
-
-        row = {"step": step}
-        for name, (_, _, target) in directions.items():
-            _, outputs, _ = translate(name, test_images[:2000], test_digits[:2000])
-            scores, _ = metrics.translation_scores(name, outputs, test_images[:2000], test_digits[:2000], target)
-            row |= {f"{name}_{part}": scores[f"{name}_{part}"] for part in ("digit", "color", "both")}
-        history.append(row | {"seconds": time.perf_counter() - epoch_started})
-        left = history[-1]["seconds"] * (EPOCHS - epoch) / 60
-        print(
-            f"epoch {epoch:{len(str(EPOCHS))}d}/{EPOCHS} | {step:6d} updates",
-            *(f"{name}: digit {row[f'{name}_digit']:6.1%}  colour {row[f'{name}_color']:6.1%}" for name in directions),
-            f"{history[-1]['seconds']:5.1f} s  {left:4.1f} min left",
-            sep=" | ",
-            flush=True,
-        )
+        log()
         runs.checkpoint(OUTPUT_DIR, constants, history, **parts)
 
     results, rows, maps = {}, {}, {}
-    shown = metrics.first_of_each_digit(test_digits, 4).T  # (4, 10)
     for name, (_, _, target) in directions.items():
         x, outputs, truth = translate(name, test_images, test_digits)
         scores, right = metrics.translation_scores(name, outputs, test_images, test_digits, target)
@@ -237,14 +248,19 @@ def main() -> dict[str, float]:
         results |= metrics.translation_scores(f"oracle_{name}", truth, test_images, test_digits, target)[0]
         rows[name] = x[shown], outputs[shown], truth[shown], right[shown]
         maps[name] = metrics.color_map(outputs, test_images, test_digits, target)
+    reached = (row for row in history if min(row[f"{name}_color"] for name in directions) >= 0.99)  # on 2,000 images
+    first = next(reached, {"step": None, "seconds": None})
+    results |= {"updates_to_99": first["step"], "seconds_to_99": first["seconds"]}
     weights = {"a_to_b": a_to_b, "b_to_a": b_to_a}
     runs.save_torch(OUTPUT_DIR / "generators.pt", {name: module.state_dict() for name, module in weights.items()})
 
+    plots.translation_movie(OUTPUT_DIR / "training.gif", rows, history)
+    history = [{key: value for key, value in row.items() if key != "pictures"} for row in history]
     plots.translation_curves(OUTPUT_DIR / "scores.png", history)
     plots.translations(OUTPUT_DIR / "translations.png", rows, results)
     palettes = {"a_to_b": colors_b, "b_to_a": colors_a}
     plots.color_maps(OUTPUT_DIR / "map.png", maps, palettes, {"a_to_b": data.DOMAIN_B, "b_to_a": data.DOMAIN_A})
-    runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)
+    runs.finish(OUTPUT_DIR, constants, time.perf_counter() - started, results, history)
     return results
 
 

@@ -145,12 +145,12 @@ def _load_judge(path: Path, device: torch.device) -> Judge:
         model.load_state_dict(runs.load_torch(path))
     except (RuntimeError, TypeError, AttributeError):
         raise SystemExit(f"{path} is not a judge's weights: delete it, then run python metrics.py.") from None
-    return model.to(device).eval()
+    return model.to(device, memory_format=torch.channels_last).eval()
 
 
 def digit_of(images: Tensor) -> Tensor:
     """Judged digit of images (B, 3, 28, 28) in [0, 1]: int64 (B,)."""
-    return _in_batches(lambda x: judge(x.device)(x).argmax(1), images)
+    return _in_batches(lambda x: judge(x.device)(x).argmax(1), images, 50)  # what a cache holds: faster than 500
 
 
 def hue_of(images: Tensor) -> Tensor:

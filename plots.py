@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
@@ -55,6 +56,16 @@ def _array(values: Tensor) -> np.ndarray:
 
 def _tiles(axes: Axes, images: Tensor, rows: list, columns: list, gap: int = 2) -> None:
     """Draws images (R, C, 3, 28, 28) as one labelled grid."""
+    n_rows, n_columns, size = len(images), len(images[0]), images.shape[-1]
+    axes.imshow(_canvas(images, gap))
+    axes.set_xticks(np.arange(n_columns) * (size + gap) + size / 2, columns)
+    axes.set_yticks(np.arange(n_rows) * (size + gap) + size / 2, rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _canvas(images: Tensor, gap: int = 2) -> np.ndarray:
+    """Images (R, C, 3, 28, 28) side by side: (height, width, 3)."""
     pixels = _array(images).transpose(0, 1, 3, 4, 2)  # (R, C, 28, 28, 3)
     n_rows, n_columns, size = pixels.shape[:3]
     pitch = size + gap
@@ -62,11 +73,7 @@ def _tiles(axes: Axes, images: Tensor, rows: list, columns: list, gap: int = 2) 
     for r in range(n_rows):
         for c in range(n_columns):
             canvas[r * pitch : r * pitch + size, c * pitch : c * pitch + size] = pixels[r, c]
-    axes.imshow(canvas)
-    axes.set_xticks(np.arange(n_columns) * pitch + size / 2, columns)
-    axes.set_yticks(np.arange(n_rows) * pitch + size / 2, rows)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    return canvas
 
 
 def _mark(axes: Axes, cells: np.ndarray, pitch: int = 30) -> None:
@@ -75,6 +82,21 @@ def _mark(axes: Axes, cells: np.ndarray, pitch: int = 30) -> None:
         x, y = c * pitch - 1.5, r * pitch - 1.5
         axes.add_patch(Rectangle((x, y), pitch, pitch, fill=False, edgecolor="white", linewidth=1.2))
         axes.text(x + pitch - 5, y + 6, "×", color="white", fontsize=9, fontweight="bold", ha="center", va="center")
+
+
+def movie(path: Path, frames: Tensor, titles: list[str], rows: list, columns: list, fps: int = 8) -> None:
+    """A GIF that loops: grids of images (T, R, C, 3, 28, 28), one after the other, each under its title."""
+    figure, ((axes,),) = _figure(1, 1, CELL * len(columns) + 1.6, CELL * len(rows) + 0.9)
+    _tiles(axes, frames[0], rows, columns)
+    title = axes.set_title(max(titles, key=len))  # the widest settles the layout
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    writer = PillowWriter(fps)
+    with runs.whole_file(path) as temporary, writer.saving(figure, temporary, dpi=110):
+        for frame, text in zip(frames, titles, strict=True):
+            axes.images[0].set_data(_canvas(frame))
+            title.set_text(text)
+            writer.grab_frame()
 
 
 def picture(path: Path, image: Tensor) -> None:
@@ -299,6 +321,24 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
         axes.tick_params(length=0)
     figure.suptitle("Colours that each digit came out in (area: share; framed: the right one)")
     _save(figure, path)
+
+
+def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], history: list[dict]) -> None:
+    """The first test image of each digit over training: `rows` as in `translations`, pictures from the history."""
+    images, labels = [], []
+    for i, (name, (originals, _, targets, _)) in enumerate(rows.items()):
+        stills = _array(originals[0]), _array(targets[0])  # (10, 3, 28, 28)
+        pictures = np.stack([_array(row["pictures"])[i] / 255 for row in history])  # (T, 10, 3, 28, 28)
+        before, after = (np.broadcast_to(still, pictures.shape) for still in stills)
+        images += [before, pictures, after]
+        labels += [f"test image of {name[0].upper()}", "translation", "true target"]
+    titles = [
+        f"{row['step']} updates. Right colour: "
+        + ", ".join(f"{DIRECTIONS[name]} {100 * row[f'{name}_color']:.1f}%" for name in rows)
+        for row in history
+    ]
+    frames = np.stack(images, 1)  # (T, 6, 10, 3, 28, 28)
+    movie(path, frames, titles, labels, list(range(10)), fps=2)
 
 
 def translation_curves(path: Path, history: list[dict]) -> None:

@@ -60,6 +60,7 @@ RULES = {
     "R1_EVERY": _whole(1),
     "BETA1": (lambda v: type(v) in (int, float) and 0 <= v < 1, "a number of 0 or more, below 1"),
     "CYCLE_WEIGHT": _number(0, included=True),
+    "IMAGES_PER_EPOCH": _whole(1),
     "DECAY_FROM": (lambda v: type(v) in (int, float) and 0 <= v <= 1, "a share from 0 to 1"),
     "DEVICE": (lambda v: v in ("auto", "cpu", "cuda", "mps"), "'auto', 'cpu', 'cuda' or 'mps'"),
 }
@@ -68,15 +69,21 @@ RULES = {
 # ------------------------------------------------------------------------------------------ before training
 
 
+RANDOM_COLORS = ("DATASET", "SATURATION", "VALUE", "TRAIN_COLOR_SEED", "TEST_COLOR_SEED")
+
+
 def constants(namespace: dict) -> dict:
-    """The UPPERCASE literals of a script (pass `globals()`), after those of data.py that decide what it sees."""
-    names = ("DATASET", "SATURATION", "VALUE", "TRAIN_COLOR_SEED", "TEST_COLOR_SEED")
+    """The UPPERCASE literals of a script (pass `globals()`), after those of data.py that decide what it sees.
+
+    The latter are those of the random colours, unless the script names others as `constants_of_data`.
+    """
+    of_data = namespace.get("constants_of_data", RANDOM_COLORS)
     own = {
         name: value
         for name, value in namespace.items()
         if name in RULES or (name.isupper() and isinstance(value, bool | int | float | str | tuple))
     }
-    return {name: getattr(data, name) for name in names} | own
+    return {name: getattr(data, name) for name in of_data} | own
 
 
 def begin(output_dir: Path, constants: dict) -> torch.device:
@@ -177,7 +184,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     A run that dies in between leaves the old file. Exits with one sentence where the disk refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -122,7 +122,7 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "colorize", lambda grey, colors: seen.append(grey) or colorize(grey, colors))
     whole = run(tmp_path / "whole", monkeypatch, EPOCHS=2, CYCLE_WEIGHT=1.0, DECAY_FROM=0.5)
     written = json.loads((tmp_path / "whole" / "metrics.json").read_text())
-    assert written["results"] == whole and [row["step"] for row in written["history"]] == [4, 8]
+    assert written["results"] == whole and [row["step"] for row in written["history"]] == [0, 4, 8]
     assert whole["oracle_a_to_b_color"] == 1 and whole["identity_b_to_a_color"] == 0
     assert {path.name for path in (tmp_path / "whole").glob("*.png")} == {"scores.png", "translations.png", "map.png"}
 

@@ -53,4 +53,4 @@ def test_killed_runs_end_like_undisturbed_ones(script, tmp_path):
     weights = [torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"] for name in ("whole", "cut")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     results = [json.loads((tmp_path / name / "metrics.json").read_text())["results"] for name in ("whole", "cut")]
-    assert results[0] == results[1] and not list((tmp_path / "cut").glob("*.tmp"))
+    assert results[0] == results[1] and not list((tmp_path / "cut").glob("*.tmp*"))

@@ -217,7 +217,7 @@ def test_main(script, few_images, tmp_path, monkeypatch, capsys):
         vae_joint: {"plane", "categories"},
     }
     assert {path.stem for path in (tmp_path / "a").glob("*.png")} == common | own[script]
-    assert not (tmp_path / "a" / "checkpoint.pt").exists() and not list((tmp_path / "a").glob("*.tmp"))
+    assert not (tmp_path / "a" / "checkpoint.pt").exists() and not list((tmp_path / "a").glob("*.tmp*"))
     log = capsys.readouterr().out
     assert log.startswith("DATASET = 'MNIST'") and "torch" in log and "epoch 2/2" in log
 

@@ -1,0 +1,112 @@
+"""What makes the colour translation converge: cyclegan_colors.py with other constants and seeds, in one table.
+
+    python -m benchmarks.translation
+
+Each run leaves its metrics.json below outputs/compare/; a run that is there with the same constants is read, not made
+again. The table goes to outputs/compare/translation.md. With everything still to run this takes hours: take rows out.
+"""
+
+import random
+import statistics
+from pathlib import Path
+
+import matplotlib.colors
+
+import compare
+import cyclegan_colors
+import data
+import runs
+
+FAST = {
+    "R1_WEIGHT": 3.0,
+    "EPOCHS": 5,
+    "IMAGES_PER_EPOCH": 3600,
+    "BATCH_SIZE": 8,
+    "LEARNING_RATE": 0.002,
+    "DECAY_FROM": 0.5,
+}
+
+
+def spaced_hues() -> dict[str, tuple[str, ...]]:
+    """Ten hues evenly around the wheel, pure and full; B has each moved by one digit, like the colours in data.py."""
+    names = tuple(matplotlib.colors.to_hex(matplotlib.colors.hsv_to_rgb((digit / 10, 1, 1))) for digit in range(10))
+    return {"DOMAIN_A": names, "DOMAIN_B": (*names[1:], names[0])}
+
+
+def derangement(seed: int) -> dict[str, tuple[str, ...]]:
+    """The colours of data.py, in B assigned at random so that no digit keeps its own."""
+    shuffled, rng = list(data.DOMAIN_A), random.Random(seed)
+    while any(a == b for a, b in zip(data.DOMAIN_A, shuffled, strict=True)):
+        rng.shuffle(shuffled)
+    return {"DOMAIN_B": tuple(shuffled)}
+
+
+ROWS = {  # name of the row → (edits of the constants, seeds)
+    "as it stands": ({}, (0,)),
+    "fast": (FAST, (0, 1, 2, 3, 4)),
+    "fast, ten evenly spaced hues": (FAST | spaced_hues(), (0, 1)),
+    "fast, a random derangement": (FAST | derangement(0), (0, 1)),
+    "fast, no penalty, BETA1 0.9": (FAST | {"R1_WEIGHT": 0.0, "BETA1": 0.9}, (0, 1)),
+    "fast, no penalty": (FAST | {"R1_WEIGHT": 0.0}, (0, 1)),
+    "fast, BETA1 0.9": (FAST | {"BETA1": 0.9}, (0, 1)),
+    "fast, CYCLE_WEIGHT 10": (FAST | {"CYCLE_WEIGHT": 10.0}, (0, 1)),
+}
+DIRECTIONS = ("a_to_b", "b_to_a")
+
+
+def passes(results: dict) -> bool:
+    """Both ways: colour right in 99.5%, digit kept within 0.5 points of the oracle's, no digit under 98%."""
+    return all(
+        results[f"{name}_color"] >= 0.995
+        and results[f"{name}_digit"] >= results[f"oracle_{name}_digit"] - 0.005
+        and lowest(results, name) >= 0.98
+        for name in DIRECTIONS
+    )
+
+
+def lowest(results: dict, direction: str) -> float:
+    """The share of the digit that does worst, in its colour or in being seen by the judge."""
+    return min(results[f"{direction}_color_by_digit"] + results[f"{direction}_digit_by_digit"])
+
+
+def table(rows: dict[str, list[dict]]) -> str:
+    """Markdown: means over the seeds, the lowest digit of any seed, how many seeds pass, and what it took."""
+    lines = [["", "colour right A → B, %", "B → A, %", "digit kept A → B, %", "B → A, %", "lowest digit, %"]]
+    lines[0] += ["seeds that pass", "updates", "updates to 99%"]
+    for name, contents in rows.items():
+        results = [content["results"] for content in contents]
+        cells = [
+            compare.spread([100 * r[f"{direction}_{part}"] for r in results])
+            for part in ("color", "digit")
+            for direction in DIRECTIONS
+        ]
+        cells.append(f"{100 * min(lowest(r, direction) for r in results for direction in DIRECTIONS):.1f}")
+        cells.append(f"{sum(map(passes, results))} of {len(results)}")
+        cells.append(f"{contents[0]['history'][-1]['step']:,}")
+        reached = [r["updates_to_99"] for r in results]
+        cells.append(f"{statistics.median(reached):,.0f}" if None not in reached else "–")
+        lines.append([name, *cells])
+    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def run(name: str, edits: dict, seed: int) -> dict:
+    """The content of metrics.json of one run: read if it is there with these constants, else made."""
+    folder = compare.OUTPUT_DIR / f"cyclegan_colors_{name.replace(', ', '_').replace(' ', '-')}_SEED={seed}"
+    if not edits and seed == cyclegan_colors.SEED:
+        folder = cyclegan_colors.OUTPUT_DIR
+    return compare.run(cyclegan_colors, folder, edits | {"SEED": seed})
+
+
+def main() -> None:
+    """Runs or reads every row, prints the table after each run, and saves it."""
+    rows = {}
+    for name, (edits, seeds) in ROWS.items():
+        rows[name] = [run(name, edits, seed) for seed in seeds]
+        print(f"\n{table(rows)}", flush=True)
+    with runs.whole_file(Path(compare.OUTPUT_DIR) / "translation.md") as temporary:
+        temporary.write_text(table(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+import cyclegan_colors
+import data
+from benchmarks import translation
+
+
+def results(color=1.0, digit=0.99, by_digit=0.99):
+    return {
+        f"{prefix}{direction}_{key}": value
+        for direction in translation.DIRECTIONS
+        for prefix in ("", "oracle_")
+        for key, value in (
+            ("color", color),
+            ("digit", 0.99 if prefix else digit),
+            ("color_by_digit", [1.0] * 10),
+            ("digit_by_digit", [1.0] * 9 + [by_digit]),
+        )
+    } | {"updates_to_99": 500, "seconds_to_99": 60.0}
+
+
+def test_what_passes():
+    assert translation.passes(results())
+    assert not translation.passes(results(color=0.994))
+    assert not translation.passes(results(digit=0.984))
+    assert not translation.passes(results(by_digit=0.979))
+    assert translation.lowest(results(by_digit=0.5), "b_to_a") == 0.5
+
+
+def test_colourings():
+    hues = translation.spaced_hues()
+    a = data.palette("DOMAIN_A", hues["DOMAIN_A"])
+    assert data.rgb_to_hue(a).tolist() == pytest.approx([36 * d for d in range(10)], abs=0.5)
+    assert hues["DOMAIN_B"] == (*hues["DOMAIN_A"][1:], hues["DOMAIN_A"][0])
+    mixed = translation.derangement(0)["DOMAIN_B"]
+    assert sorted(mixed) == sorted(data.DOMAIN_A)
+    assert all(a != b for a, b in zip(data.DOMAIN_A, mixed, strict=True))
+
+
+def test_table():
+    content = {"results": results(), "history": [{"step": 0}, {"step": 1500}], "seconds": 90}
+    late = {**content, "results": results(color=0.5) | {"updates_to_99": None}}
+    lines = translation.table({"fast": [content, content], "late": [content, late]}).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].endswith("| 99.0 | 2 of 2 | 1,500 | 500 |") and lines[3].endswith("| 1 of 2 | 1,500 | – |")
+
+
+def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(translation.compare, "OUTPUT_DIR", tmp_path / "compare")
+    monkeypatch.setattr(cyclegan_colors, "OUTPUT_DIR", tmp_path / "own")
+    monkeypatch.setattr(cyclegan_colors, "EPOCHS", 1)
+    rows = {"as it stands": ({}, (0,)), "hues": ({"BATCH_SIZE": 100} | translation.spaced_hues(), (1,))}
+    monkeypatch.setattr(translation, "ROWS", rows)
+    before = data.DOMAIN_A, cyclegan_colors.BATCH_SIZE
+    translation.main()
+    assert capsys.readouterr().out.count("\nRunning ") == 2
+    assert (data.DOMAIN_A, cyclegan_colors.BATCH_SIZE) == before
+    written = json.loads((tmp_path / "compare" / "cyclegan_colors_hues_SEED=1" / "metrics.json").read_text())
+    assert written["constants"]["DOMAIN_A"][0] == "#ff0000" and written["constants"]["SEED"] == 1
+    translation.main()
+    assert "\nRunning " not in capsys.readouterr().out
+    assert "| hues |" in (tmp_path / "compare" / "translation.md").read_text()
