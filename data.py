@@ -89,6 +89,11 @@ def load(train: bool) -> tuple[Tensor, Tensor]:
     return loaded.data, loaded.targets.long()
 
 
+def class_names() -> list[str]:
+    """What figures call the ten classes of DATASET: the digits themselves for MNIST, torchvision's names for others."""
+    return [str(digit) for digit in range(10)] if DATASET == "MNIST" else getattr(torchvision.datasets, DATASET).classes
+
+
 def _extract(packed: Path, target: Path) -> None:
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:

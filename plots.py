@@ -16,6 +16,7 @@ from matplotlib.image import imsave
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+import data
 import runs
 
 matplotlib.rcParams.update(
@@ -59,6 +60,8 @@ def _tiles(axes: Axes, images: Tensor, rows: list, columns: list, gap: int = 2) 
     n_rows, n_columns, size = len(images), len(images[0]), images.shape[-1]
     axes.imshow(_canvas(images, gap))
     axes.set_xticks(np.arange(n_columns) * (size + gap) + size / 2, columns)
+    if max((len(str(column)) for column in columns), default=0) > 6:  # names of classes that are not digits
+        axes.tick_params(axis="x", rotation=90)
     axes.set_yticks(np.arange(n_rows) * (size + gap) + size / 2, rows)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -84,12 +87,16 @@ def _mark(axes: Axes, cells: np.ndarray, pitch: int = 30) -> None:
         axes.text(x + pitch - 5, y + 6, "×", color="white", fontsize=9, fontweight="bold", ha="center", va="center")
 
 
-def movie(path: Path, frames: Tensor, titles: list[str], rows: list, columns: list, fps: int = 8) -> None:
-    """A GIF that loops: grids of images (T, R, C, 3, 28, 28), one after the other, each under its title."""
-    figure, ((axes,),) = _figure(1, 1, CELL * len(columns) + 1.6, CELL * len(rows) + 0.9)
+def movie(path: Path, frames: Tensor, titles: list[str], rows: list, columns: list, label: str, fps: int) -> None:
+    """A GIF that loops: grids of images (T, R, C, 3, 28, 28), one after the other, each under its title.
+
+    `label` says what the columns are.
+    """
+    figure, ((axes,),) = _figure(1, 1, 0.5 * len(columns) + 1.5, 0.5 * len(rows) + 0.9)
     _tiles(axes, frames[0], rows, columns)
+    axes.set_xlabel(label)
     title = axes.set_title(max(titles, key=len))  # the widest settles the layout
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     figure.set_layout_engine("none")
     writer = PillowWriter(fps)
     with runs.whole_file(path) as temporary, writer.saving(figure, temporary, dpi=110):
@@ -137,7 +144,7 @@ def reconstructions(path: Path, originals: Tensor, decoded: Tensor, results: dic
     n = originals.shape[1]
     figure, (panels,) = _figure(1, 2, CELL * 2 * n + 1, CELL * 10 + 0.9)
     for axes, images in zip(panels, (originals, decoded), strict=True):
-        _tiles(axes, images, list(range(10)), [])
+        _tiles(axes, images, data.class_names(), [])
     panels[0].set_title("test images")
     panels[1].set_title("decoded from their codes")
     panels[0].set_ylabel("digit")
@@ -160,7 +167,10 @@ def latent_map(path: Path, codes: Tensor, digits: Tensor, hues: Tensor, title: s
     """Codes (n, D) of test images twice: by digit (n,), the first 400 as numerals, and by true hue (n,)."""
     figure, ((left, right),) = _figure(1, 2, 10, 4.8, sharex=True, sharey=True)
     codes, digits = _plane(codes), _array(digits)
-    left.scatter(*codes.T, c=digits, cmap="tab10", vmin=-0.5, vmax=9.5, s=2, linewidths=0, alpha=0.35)
+    points = left.scatter(*codes.T, c=digits, cmap="tab10", vmin=-0.5, vmax=9.5, s=2, linewidths=0, alpha=0.35)
+    if data.class_names()[0] != "0":
+        bar = figure.colorbar(points, ax=left, location="left")
+        bar.set_ticks(range(10), labels=[f"{name} {i}" for i, name in enumerate(data.class_names())])
     for at, digit in zip(codes[:400], digits[:400], strict=False):
         left.text(*at, str(digit), color=matplotlib.colormaps["tab10"](digit), fontsize=8, ha="center", va="center")
     left.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="by digit (the first 400 as numerals)")
@@ -256,7 +266,7 @@ def control_on_demand(path: Path, images: Tensor, right: Tensor, results: dict, 
     """Digits down, hues across: the first code found for each request; cells that missed digit or hue are marked."""
     n = images.shape[1]
     figure, ((axes,),) = _figure(1, 1, CELL * n + 0.8, CELL * 10 + 0.7)
-    _tiles(axes, images, list(range(10)), [f"{round(360 * i / n)}°" for i in range(n)])
+    _tiles(axes, images, data.class_names(), [f"{round(360 * i / n)}°" for i in range(n)])
     _mark(axes, ~_array(right))
     axes.set(ylabel="requested digit", xlabel="requested hue (× marks a cell with the wrong digit or hue)")
     figure.suptitle(f"{model}, control on demand: {_percentages('demand', results)}")
@@ -290,7 +300,7 @@ def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tenso
     figure, (panels,) = _figure(1, 2, CELL * 20 + 2, CELL * 3 * n + 1.3)
     for axes, (name, (originals, outputs, targets, right)) in zip(panels, rows.items(), strict=True):
         images = np.stack([_array(originals), _array(outputs), _array(targets)], 1).reshape(3 * n, 10, 3, 28, 28)
-        _tiles(axes, images, ["test image", "translation", "true target"] * n, list(range(10)))
+        _tiles(axes, images, ["test image", "translation", "true target"] * n, data.class_names())
         wrong = np.zeros((3 * n, 10), bool)
         wrong[1::3] = ~_array(right)
         _mark(axes, wrong)
@@ -317,7 +327,7 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
         axes.set_facecolor("0.85")
         axes.set(xlim=(-0.5, 9.5), ylim=(9.5, -0.5), aspect="equal", title=DIRECTIONS[name], ylabel="digit")
         axes.set_xticks(range(10), names[name], rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(10))
+        axes.set_yticks(range(10), data.class_names())
         axes.tick_params(length=0)
     figure.suptitle("Colours that each digit came out in (area: share; framed: the right one)")
     _save(figure, path)
@@ -326,6 +336,7 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
 def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], history: list[dict]) -> None:
     """The first test image of each digit over training: `rows` as in `translations`, pictures from the history."""
     images, labels = [], []
+    history = [*history, *[history[-1]] * 4]  # the last one stays for a while
     for i, (name, (originals, _, targets, _)) in enumerate(rows.items()):
         stills = _array(originals[0]), _array(targets[0])  # (10, 3, 28, 28)
         pictures = np.stack([_array(row["pictures"])[i] / 255 for row in history])  # (T, 10, 3, 28, 28)
@@ -338,7 +349,7 @@ def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, 
         for row in history
     ]
     frames = np.stack(images, 1)  # (T, 6, 10, 3, 28, 28)
-    movie(path, frames, titles, labels, list(range(10)), fps=2)
+    movie(path, frames, titles, labels, data.class_names(), "digit", fps=2)
 
 
 def translation_curves(path: Path, history: list[dict]) -> None:
@@ -364,7 +375,7 @@ def comparison(
     n = len(originals)
     figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 2, CELL * 4 + 1.2, width_ratios=(1, 1))
     kept = np.stack([_array(originals), *(_array(kept) for kept, _ in pictures.values())])
-    _tiles(left, kept, ["test image", *pictures], list(range(10)))
+    _tiles(left, kept, ["test image", *pictures], data.class_names())
     left.set_title("reconstruction of the first test image of each digit")
     blank = np.ones((1, n, 3, 28, 28))
     asked = np.concatenate([blank, np.stack([_array(asked) for _, asked in pictures.values()])])

@@ -274,7 +274,8 @@ def resume(output_dir: Path, constants: dict, **parts) -> list[dict]:
         history = list(saved["history"])
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
-    print(f"Going on after epoch {len(history)} of the unfinished run with the same constants.")
+    epoch = history[-1].get("epoch", len(history))
+    print(f"Going on after epoch {epoch} of the unfinished run with the same constants.")
     return history
 
 

@@ -210,8 +210,18 @@ def main() -> dict:
         if LATENT_DIM > 1:
             codes[..., 1] += offsets.flip(0)[:, None]
         pictures = model.decode(codes.flatten(0, 2)).unflatten(0, (len(spots), n, n))
-        names = [f"digit {digit}, hue {hue}°" for digit, hue in REQUESTS]
+        names = [f"{data.class_names()[digit]} in hue {hue}°" for digit, hue in REQUESTS]
         plots.neighborhoods(OUTPUT_DIR / "neighborhoods.png", pictures, names, spots, STEP)
+
+        # Moving: eight points of the plane, each going once around the centre.
+        radii, angles = torch.arange(0.5, 4.5, 0.5, device=device), torch.arange(0, 360, 10)
+        codes = torch.zeros(len(angles), len(radii), LATENT_DIM, device=device)
+        codes[:, :, 0] = radii * angles.to(device).deg2rad().cos()[:, None]
+        if LATENT_DIM > 1:
+            codes[:, :, 1] = radii * angles.to(device).deg2rad().sin()[:, None]
+        frames = model.decode(codes.flatten(0, 1)).unflatten(0, (len(angles), 1, len(radii)))
+        titles = [f"Continuous VAE: z at {angle}° on eight circles" for angle in angles]
+        plots.movie(OUTPUT_DIR / "circles.gif", frames, titles, [""], radii.tolist(), "radius |z|", fps=6)
 
     runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM)
     runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)

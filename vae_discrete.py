@@ -218,6 +218,18 @@ def main() -> dict:
         title = "Discrete VAE: pairs of variables, the rest of the code held at the first test image's"
         plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
 
+        # Moving: the first test image of each digit; in each row one variable steps through its categories.
+        firsts = test_codes[metrics.first_of_each_digit(test.digits, 1)[:, 0]]  # (10, N * K)
+        codes = firsts.repeat(shown, len(variables), 1, 1)  # (frame, row, 10, N * K)
+        for row, variable in enumerate(variables):
+            steps = torch.eye(N_CATEGORIES, device=device)[:shown, None]  # (frame, 1, K)
+            codes[:, row, :, model.latents[variable]] = steps.expand(-1, 10, -1)
+        frames = model.decode(codes.flatten(0, 2)).unflatten(0, (shown, len(variables), 10))
+        titles = [f"Discrete VAE: category {k + 1} of {N_CATEGORIES}, in one variable a row" for k in range(shown)]
+        plots.movie(
+            OUTPUT_DIR / "steps.gif", frames, titles, variables, data.class_names(), "first test image of digit", fps=2
+        )
+
     runs.save_model(OUTPUT_DIR / "model.pt", model, N_VARIABLES, N_CATEGORIES)
     runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)
     return results

@@ -253,6 +253,20 @@ def main() -> dict:
         title = f"Joint VAE: pairs of variables, z drawn from N(0, {Z_VARIANCE:g}) for each cell"
         plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
 
+        # Moving: ten digits, found as in control on demand, keep their categories while z goes once around.
+        red_digits = torch.tensor([(digit, 0.0) for digit in range(10)], device=device)
+        angles = torch.arange(0, 360, 10)
+        radius = test_codes[:, :LATENT_DIM].norm(dim=1).median()
+        codes = metrics.find_codes(train_codes, train, red_digits)[:, 0].repeat(len(angles), 1, 1)  # (36, 10, D)
+        codes[:, :, 0] = radius * angles.to(device).deg2rad().cos()[:, None]
+        if LATENT_DIM > 1:
+            codes[:, :, 1] = radius * angles.to(device).deg2rad().sin()[:, None]
+        frames = model.decode(codes.flatten(0, 1)).unflatten(0, (len(angles), 1, 10))
+        titles = [f"Joint VAE: z at {angle}° on a circle, the categories stay" for angle in angles]
+        plots.movie(
+            OUTPUT_DIR / "hue_circle.gif", frames, titles, [f"|z| = {radius:.1f}"], data.class_names(), "digit", fps=6
+        )
+
     runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
     runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)
     return results

@@ -20,13 +20,13 @@ import {script} as script
 import data
 load = data.load
 data.load = lambda train: tuple(part[: 2000 if train else 500] for part in load(train))
-script.OUTPUT_DIR, script.EPOCHS, script.DEVICE = Path(sys.argv[1]), 60, "cpu"
+script.OUTPUT_DIR, script.EPOCHS, script.DEVICE, script.IMAGES_PER_EPOCH = Path(sys.argv[1]), 60, "cpu", 200
 script.main()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["vae_continuous", "vae_discrete", "vae_joint"])
+@pytest.mark.parametrize("script", ["vae_continuous", "vae_discrete", "vae_joint", "cyclegan_colors"])
 def test_killed_runs_end_like_undisturbed_ones(script, tmp_path):
     def start(name):
         command = [sys.executable, "-c", RUN.format(script=script), str(tmp_path / name)]
@@ -50,7 +50,12 @@ def test_killed_runs_end_like_undisturbed_ones(script, tmp_path):
     out, err = process.communicate()
     assert process.returncode == 0, err
     print(f"{script}: killed {killed} times; {[line for line in out.splitlines() if line.startswith('Going on')]}")
-    weights = [torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"] for name in ("whole", "cut")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    file = "generators.pt" if script == "cyclegan_colors" else "model.pt"
+    first, second = (runs.load_torch(tmp_path / name / file) for name in ("whole", "cut"))
+    if script == "cyclegan_colors":
+        pairs = [(first[name], second[name]) for name in ("a_to_b", "b_to_a")]
+    else:
+        pairs = [(first["weights"], second["weights"])]
+    assert all(torch.equal(a[name], b[name]) for a, b in pairs for name in a)
     results = [json.loads((tmp_path / name / "metrics.json").read_text())["results"] for name in ("whole", "cut")]
     assert results[0] == results[1] and not list((tmp_path / "cut").glob("*.tmp*"))

@@ -1,0 +1,138 @@
+"""Faults as a user meets them: the real scripts in a process of their own, one sentence, status 1, nothing lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import metrics
+import runs
+import vae_joint
+
+ROOT = Path(runs.__file__).parent
+SETTINGS = """
+    import sys
+    from pathlib import Path
+    import data, metrics, {script} as script
+    load = data.load
+    data.load = lambda train: tuple(part[: 400 if train else 300] for part in load(train))
+    script.OUTPUT_DIR, script.DEVICE, script.EPOCHS = Path(sys.argv[1]), "cpu", 2
+"""
+
+
+def run_script(script: str, folder: Path, settings: str = "", **options) -> subprocess.CompletedProcess:
+    """Runs script.main() on a few images in a fresh Python, after some more settings."""
+    code = "\n".join([textwrap.dedent(SETTINGS).format(script=script), textwrap.dedent(settings), "script.main()"])
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def refused(ended: subprocess.CompletedProcess, sentence: str) -> None:
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
+    assert sentence in ended.stderr and ended.stderr.count("\n") == 1 and ended.stderr.endswith(".\n")
+    assert "epoch 1/" not in ended.stdout and "updates |" not in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "setting", "sentence"),
+    [
+        ("vae_joint", "script.EPOCHS = 2.5", "EPOCHS is 2.5: it must be a whole number, 1 or more."),
+        ("vae_discrete", "script.N_CATEGORIES = 1", "N_CATEGORIES is 1: it must be a whole number, 2 or more."),
+        ("vae_continuous", "script.BATCH_SIZE = 401", "BATCH_SIZE is 401: it must not exceed the 400 training images."),
+        ("vae_joint", "data.SATURATION = (1, 0)", "SATURATION in data.py is (1, 0): it must be (low, high)"),
+        ("vae_joint", "data.DATASET = 'mnist'", "DATASET in data.py is 'mnist': it must be 'MNIST'"),
+        ("cyclegan_colors", "script.BETA1 = 1", "BETA1 is 1: it must be a number of 0 or more, below 1."),
+        ("cyclegan_colors", "data.DOMAIN_A = data.DOMAIN_A[:9]", "it must be a tuple of ten colour names"),
+    ],
+)
+def test_a_refusal_is_one_sentence_and_status_1(script, setting, sentence, tmp_path):
+    (tmp_path / "metrics.json").write_text("old")
+    refused(run_script(script, tmp_path, setting), sentence)
+    assert (tmp_path / "metrics.json").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions work otherwise there")
+def test_folders_without_permission(tmp_path, monkeypatch):
+    shutil.copytree(Path(data.DATA_DIR) / "MNIST", tmp_path / "data" / "MNIST")
+    (tmp_path / "out").mkdir()
+    for folder in (tmp_path / "data" / "MNIST" / "raw", tmp_path / "out"):
+        folder.chmod(0)
+    monkeypatch.setattr(data, "DATA_DIR", tmp_path / "data")
+    user = os.geteuid()
+    try:
+        if user == 0:  # permissions do not bind the superuser
+            os.seteuid(65534)
+        with pytest.raises(SystemExit, match="cannot be read or written: Permission denied"):
+            data.load(train=True)
+        with pytest.raises(SystemExit, match="out cannot be written: Permission denied"):
+            runs.begin(tmp_path / "out", {})
+    finally:
+        os.seteuid(user)
+        for folder in (tmp_path / "data" / "MNIST" / "raw", tmp_path / "out"):
+            folder.chmod(0o755)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
+@pytest.mark.parametrize("script", ["vae_joint", "cyclegan_colors"])
+def test_a_full_disk_while_a_checkpoint_is_written(script, tmp_path):
+    """The system refuses files above 100 KB, as a full disk does: what was there stays whole."""
+    ended = run_script(script, tmp_path, "script.RESUME = False")
+    assert ended.returncode == 0, ended.stderr
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    limit = """
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    """
+    ended = run_script(script, tmp_path, limit)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "checkpoint.pt could not be written (File too large); what was there is unchanged." in ended.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", ["truncated", "another network's", "no weights at all"])
+def test_a_judge_that_cannot_be_used_is_refused_before_training(content, tmp_path):
+    folder = tmp_path / "judge" / "MNIST"
+    folder.mkdir(parents=True)
+    path = folder / "judge.pt"
+    if content == "truncated":
+        path.write_bytes((metrics.OUTPUT_DIR / "MNIST" / "judge.pt").read_bytes()[:-1000])
+    elif content == "another network's":
+        runs.save_torch(path, torch.nn.Linear(2, 2).state_dict())
+    else:
+        runs.save_torch(path, [1, 2])
+    before = path.read_bytes()
+    ended = run_script("vae_joint", tmp_path / "out", f"metrics.OUTPUT_DIR = Path({str(tmp_path / 'judge')!r})")
+    refused(ended, "judge.pt is ")
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_another_script_is_refused(tmp_path):
+    constants = runs.constants(vars(vae_joint)) | {"EPOCHS": 2, "DEVICE": "cpu"}
+    runs.checkpoint(
+        tmp_path, constants, [{"seconds": 1.0}], model=torch.nn.Linear(2, 2), optimizer=torch.nn.Linear(2, 2)
+    )
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    refused(run_script("vae_joint", tmp_path), "checkpoint.pt is not a checkpoint of this script: delete it and run")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_ctrl_c_says_what_is_saved(tmp_path):
+    interrupt = """
+        import runs
+        save = runs.checkpoint
+        def save_and_stop(*args, **parts):
+            save(*args, **parts)
+            raise KeyboardInterrupt
+        runs.checkpoint = save_and_stop
+    """
+    ended = run_script("cyclegan_colors", tmp_path, interrupt)
+    assert ended.returncode != 0 and ended.stderr == "\nStopped: the last whole epoch is saved, run again to go on.\n"
+    ended = run_script("cyclegan_colors", tmp_path)
+    assert ended.returncode == 0 and "Going on after epoch 1 of the unfinished run" in ended.stdout
