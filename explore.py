@@ -35,7 +35,7 @@ class Explorer:
         self.code = codes[0].clone()
 
         rows = model.n_variables
-        self.figure = plt.figure(figsize=(11, 5.2 + 0.3 * rows))
+        self.figure = plt.figure("Joint VAE: explore", figsize=(11, 5.2 + 0.3 * rows))
         bottom = (0.3 * rows + 0.7) / (5.2 + 0.3 * rows)  # the sliders are below
         self.plane = self.figure.add_axes((0.06, bottom, 0.42, 0.93 - bottom))
         self.plane.scatter(*codes[:, :2].T.numpy(), c=few.hues.numpy(), cmap="hsv", vmin=0, vmax=360, s=3, linewidths=0)
@@ -83,7 +83,8 @@ class Explorer:
         if event.key == "r":
             index = torch.randint(len(self.test.images), (1,), generator=self.random)
             with torch.inference_mode():
-                self.show_code(self.model.code(data.colorize(self.test.images[index], self.test.colors[index]))[0])
+                code = self.model.code(data.colorize(self.test.images[index], self.test.colors[index]))[0]
+            self.show_code(code)
         elif event.key == "w":
             path = vae_joint.OUTPUT_DIR / "explored.png"
             plots.picture(path, self.decoded())

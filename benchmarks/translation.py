@@ -18,12 +18,12 @@ import data
 import runs
 
 FAST = {
-    "R1_WEIGHT": 3.0,
+    "R1_WEIGHT": 2.0,
     "EPOCHS": 5,
-    "IMAGES_PER_EPOCH": 3600,
+    "IMAGES_PER_EPOCH": 4000,
     "BATCH_SIZE": 8,
     "LEARNING_RATE": 0.002,
-    "DECAY_FROM": 0.5,
+    "DECAY_FROM": 0.6,
 }
 
 

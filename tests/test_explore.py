@@ -71,6 +71,8 @@ def test_keys(explorer, tmp_path, capsys):
     before = explorer.code.clone()
     KeyEvent("key_press_event", explorer.figure.canvas, "r")._process()
     assert not torch.equal(explorer.code, before)
+    mouse(explorer, "button_press_event", 0.5, 0.5)  # and the point can be moved on from there
+    assert explorer.code[:2].tolist() == pytest.approx([0.5, 0.5], abs=0.05)
     KeyEvent("key_press_event", explorer.figure.canvas, "w")._process()
     saved = torch.as_tensor(imread(tmp_path / "explored.png")[5::10, 5::10, :3]).permute(2, 0, 1)
     assert "explored.png" in capsys.readouterr().out
