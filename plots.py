@@ -202,15 +202,41 @@ def wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor
     figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 1.4, CELL * n + 1)
     _draw_plane(left, images, ticks)
     left.set_title("decoded, the categories held at the first test image's")
+    _draw_wheel(right, codes, hues)
+    right.set_title("codes of the test images in their true hues")
+    figure.suptitle("Joint VAE: the plane of the continuous numbers")
+    _save(figure, path)
+
+
+def _draw_wheel(axes: Axes, codes: Tensor, hues: Tensor) -> None:
+    """The plane's codes in their true hues; every thirtieth degree is named where its codes are."""
     codes, hues = _plane(codes), _array(hues)
-    _scatter_by_hue(right, codes, hues)
+    _scatter_by_hue(axes, codes, hues)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
     for hue in range(0, 360, 30):
         near = np.abs((hues - hue + 180) % 360 - 180) < 5
         if near.any():
-            right.text(*np.median(codes[near], 0), f"{hue}°", ha="center", va="center", fontsize=8, bbox=box)
-    right.set_title("codes of the test images in their true hues")
-    figure.suptitle("Joint VAE: the plane of the continuous numbers")
+            axes.text(*np.median(codes[near], 0), f"{hue}°", ha="center", va="center", fontsize=8, bbox=box)
+
+
+def finding(
+    path: Path, codes: Tensor, hues: Tensor, categories: Tensor, pair: tuple[str, str], answers: Tensor
+) -> None:
+    """The joint model in one picture: test codes in their true hues, categories decoded, digits in hues on demand.
+
+    `categories` (R, C, 3, 28, 28) are those of the first variable of the pair down and of the second across; `answers`
+    (10, n, 3, 28, 28) the pictures of each digit in n hues around the wheel.
+    """
+    figure, ((left, middle, right),) = _figure(1, 3, 15, 4.9)
+    _draw_wheel(left, codes, hues)
+    left.set_title("the two numbers hold the hue, as a circle\n(test images by their codes, in their true hues)")
+    rows, columns = categories.shape[:2]
+    _tiles(middle, categories, list(range(1, rows + 1)), list(range(1, columns + 1)))
+    middle.set(xlabel=f"category of {pair[1]}", ylabel=f"category of {pair[0]}")
+    middle.set_title("the categories hold the digit\n(the rest of the code stays as it is)")
+    n = answers.shape[1]
+    _tiles(right, answers, data.class_names(), [f"{round(360 * i / n)}°" for i in range(n)])
+    right.set(xlabel="requested hue", ylabel="requested digit", title="any digit in any hue\n(codes found on demand)")
     _save(figure, path)
 
 

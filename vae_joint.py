@@ -253,6 +253,13 @@ def main() -> dict:
         title = f"Joint VAE: pairs of variables, z drawn from N(0, {Z_VARIANCE:g}) for each cell"
         plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
 
+        # The finding in one picture.
+        down, across = pairs[0]
+        few = category_grid(model, base, down, across)[: 10 if down != across else 1, :10]
+        pictures = model.decode(few.flatten(0, 1)).unflatten(0, few.shape[:2])
+        answers = demand_pictures[:, ::2]
+        plots.finding(OUTPUT_DIR / "finding.png", test_codes, test.hues, pictures, (down, across), answers)
+
         # Moving: ten digits, found as in control on demand, keep their categories while z goes once around.
         red_digits = torch.tensor([(digit, 0.0) for digit in range(10)], device=device)
         angles = torch.arange(0, 360, 10)

@@ -11,7 +11,7 @@ def results(color=1.0, digit=0.99, by_digit=0.99):
     return {
         f"{prefix}{direction}_{key}": value
         for direction in translation.DIRECTIONS
-        for prefix in ("", "oracle_")
+        for prefix in ("", "identity_", "oracle_")
         for key, value in (
             ("color", color),
             ("digit", 0.99 if prefix else digit),
@@ -44,7 +44,10 @@ def test_table():
     late = {**content, "results": results(color=0.5) | {"updates_to_99": None}}
     lines = translation.table({"fast": [content, content], "late": [content, late]}).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].endswith("| 99.0 | 2 of 2 | 1,500 | 500 |") and lines[3].endswith("| 1 of 2 | 1,500 | – |")
+    assert lines[2] == "| the image as it is | 100.0 | 100.0 | 99.0 | 99.0 | – | – | – | – | – |"
+    assert lines[5].endswith("| 99.0 | 2 of 2 | 1,500 | 500 | 1.5 |") and lines[6].endswith(
+        "| 1 of 2 | 1,500 | – | 1.5 |"
+    )
 
 
 def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_path, monkeypatch, capsys):

@@ -124,6 +124,7 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch):
     written = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert written["results"] == whole and [row["step"] for row in written["history"]] == [0, 4, 8]
     assert whole["oracle_a_to_b_color"] == 1 and whole["identity_b_to_a_color"] == 0
+    assert 0 < (tmp_path / "whole" / "training.gif").stat().st_size < 1_500_000
     assert {path.name for path in (tmp_path / "whole").glob("*.png")} == {"scores.png", "translations.png", "map.png"}
 
     # A's images and B's are different ones: 2 domains × 200 images, each epoch anew.

@@ -214,9 +214,11 @@ def test_main(script, few_images, tmp_path, monkeypatch, capsys):
     own = {
         vae_continuous: {"plane", "latent_map", "neighborhoods"},
         vae_discrete: {"categories"},
-        vae_joint: {"plane", "categories"},
+        vae_joint: {"plane", "categories", "finding"},
     }
     assert {path.stem for path in (tmp_path / "a").glob("*.png")} == common | own[script]
+    moving = {vae_continuous: "circles.gif", vae_discrete: "steps.gif", vae_joint: "hue_circle.gif"}[script]
+    assert 0 < (tmp_path / "a" / moving).stat().st_size < 1_500_000
     assert not (tmp_path / "a" / "checkpoint.pt").exists() and not list((tmp_path / "a").glob("*.tmp*"))
     log = capsys.readouterr().out
     assert log.startswith("DATASET = 'MNIST'") and "torch" in log and "epoch 2/2" in log
