@@ -32,13 +32,13 @@ import runs
 
 # The gradient penalty keeps the discriminators smooth, so that they give a direction out of a wrong permutation.
 # 0 turns it off; a lower weight gets there in fewer updates, and may wander unless the rate falls.
-R1_WEIGHT = 10.0
+R1_WEIGHT = 3.0
 R1_EVERY = 4  # steps: the penalty is computed on every fourth, four times as strong
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
 CYCLE_WEIGHT = 0.0  # of the L1 distance between an image and its way there and back; cannot tell a wrong permutation
 
 # Training. An epoch is a line of the log and a checkpoint: one pass over half of the training images, or a part of one.
-EPOCHS = 18
+EPOCHS = 16
 IMAGES_PER_EPOCH = 30_000  # of each domain, taken at random; what there is if that is less
 BATCH_SIZE = 120  # images of each domain
 LEARNING_RATE = 0.0003  # of all four networks
