@@ -4,7 +4,9 @@ import pytest
 
 import cyclegan_colors
 import data
-from benchmarks import translation
+import runs
+import vae_continuous
+from benchmarks import timing, translation
 
 
 def results(color=1.0, digit=0.99, by_digit=0.99):
@@ -65,3 +67,19 @@ def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_p
     translation.main()
     assert "\nRunning " not in capsys.readouterr().out
     assert "| hues |" in (tmp_path / "compare" / "translation.md").read_text()
+
+
+def test_steps_are_timed_from_outside_and_everything_is_put_back(few_images):
+    before = runs.check_finite, data.load, vae_continuous.OUTPUT_DIR, vae_continuous.BATCH_SIZE
+    times = timing.step_times(vae_continuous, 5, images=300, BATCH_SIZE=20)
+    assert len(times) == 5 and all(0 < seconds < 10 for seconds in times)
+    assert before == (runs.check_finite, data.load, vae_continuous.OUTPUT_DIR, vae_continuous.BATCH_SIZE)
+
+
+def test_rows_of_ratios():
+    order = []
+    functions = {"usual": lambda: order.append("usual") or 2.0, "script": lambda: order.append("script") or 0.5}
+    values = timing.repeated(functions, 3)
+    assert order == ["usual", "script"] * 3
+    assert timing.row("x", values, "usual") == "| x | 2000.0 | 500.0 | 0.25 (0.25 to 0.25) |"
+    assert timing.head("", ["a", "b"]) == "|  | a | b |\n| --- | ---: | ---: |"

@@ -154,6 +154,22 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch):
     assert all(torch.equal(first[g][name], second[g][name]) for g in first for name in first[g])
 
 
+def test_a_loss_that_is_not_finite_stops_the_run(few_images, tmp_path, monkeypatch):
+    loss = cyclegan_colors.discriminator_loss
+    monkeypatch.setattr(cyclegan_colors, "discriminator_loss", lambda *args: loss(*args) * float("nan"))
+    with pytest.raises(SystemExit, match="The loss became nan in epoch 1, step 0"):
+        run(tmp_path, monkeypatch, EPOCHS=1)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "constants", [{"BATCH_SIZE": 1, "IMAGES_PER_EPOCH": 3}, {"R1_WEIGHT": 0.0, "IMAGES_PER_EPOCH": 90}]
+)
+def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
+    run(tmp_path, monkeypatch, EPOCHS=1, **constants)
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
 def test_load_model_refuses_another_file(tmp_path):
     runs.save_torch(tmp_path / "x.pt", {"a_to_b": {}})
     with pytest.raises(SystemExit, match="does not hold the two generators"):

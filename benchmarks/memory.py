@@ -1,0 +1,31 @@
+"""Peak memory of each script: a run of one epoch with scores and figures, in a process of its own.
+
+    python -m benchmarks.memory
+
+The peak comes from the system's resource usage, which Windows does not have.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CODE = """
+import pathlib, resource, sys, tempfile
+import {script} as script
+script.OUTPUT_DIR, script.EPOCHS = pathlib.Path(tempfile.mkdtemp()), 1
+script.main()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def main() -> None:
+    for script in ("vae_continuous", "vae_discrete", "vae_joint", "cyclegan_colors"):
+        command = [sys.executable, "-c", CODE.format(script=script)]
+        ended = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        print(f"{script}: {int(ended.stdout.splitlines()[-1]) / 1e9:.2f} GB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""From starting vae_joint.py to its first training step, beside importing torch and torchvision alone.
+
+python -m benchmarks.start
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPEATS = 5
+ROOT = Path(__file__).parent.parent
+CODES = {
+    "import torch, torchvision": "import torch, torchvision",
+    "vae_joint.py to its first step": """
+import os, tempfile, pathlib
+import runs, vae_joint
+vae_joint.OUTPUT_DIR = pathlib.Path(tempfile.mkdtemp())
+runs.check_finite = lambda *args: os._exit(0)  # called at the end of each step
+vae_joint.main()
+""",
+}
+
+
+def seconds(code: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    times = {name: [] for name in CODES}
+    for _ in range(REPEATS + 1):
+        for name, code in CODES.items():
+            times[name].append(seconds(code))
+    for name, values in times.items():  # the first repeat fills the disk's cache and is left out
+        print(f"{name}: {statistics.median(values[1:]):.1f} s ({min(values[1:]):.1f} to {max(values[1:]):.1f})")
+    alone, script = times.values()
+    print(f"above the imports: {statistics.median(b - a for a, b in zip(alone[1:], script[1:], strict=True)):.1f} s")
+
+
+if __name__ == "__main__":
+    main()

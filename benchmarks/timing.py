@@ -1,0 +1,74 @@
+"""What the benchmarks share: the scripts' own training steps, timed from outside, and tables of medians."""
+
+import contextlib
+import io
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import data
+import runs
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def step_times(script: ModuleType, n: int, images: int | None = None, **constants) -> list[float]:
+    """Seconds of n training steps of script.main(), after ten that are not counted.
+
+    Each of the four training loops calls runs.check_finite once a step; the time between two calls is a step. The run
+    is cut short there. `images`: how many training images there are, all by default; `constants`: others than the
+    script's.
+    """
+    stamps, check, load, folder = [], runs.check_finite, data.load, script.OUTPUT_DIR
+    before = {name: getattr(script, name) for name in constants}
+
+    def stamp(*args) -> None:
+        stamps.append(time.perf_counter())
+        if len(stamps) > n + 10:
+            raise _EnoughError
+
+    runs.check_finite = stamp
+    data.load = lambda train: tuple(part[: images if train else 1000] for part in load(train))
+    try:
+        with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()):
+            script.OUTPUT_DIR = Path(temporary)
+            for name, value in constants.items():
+                setattr(script, name, value)
+            with contextlib.suppress(_EnoughError):
+                script.main()
+    finally:
+        runs.check_finite, data.load, script.OUTPUT_DIR = check, load, folder
+        for name, value in before.items():
+            setattr(script, name, value)
+    return [b - a for a, b in itertools.pairwise(stamps[10:])]
+
+
+def repeated(functions: dict[str, Callable[[], float]], repeats: int = 5) -> dict[str, list[float]]:
+    """Calls each function in turn, again and again, so that a busy machine slows all alike: name → what it returned."""
+    values = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            values[name].append(function())
+    return values
+
+
+def row(name: str, values: dict[str, list[float]], of: str, unit: float = 1000) -> str:
+    """A line of a table: medians, and the ratio of each to the one called `of`, with its lowest and highest repeat."""
+    cells = []
+    for key, times in values.items():
+        ratios = [time / reference for time, reference in zip(times, values[of], strict=True)]
+        cells.append(f"{statistics.median(times) * unit:.1f}")
+        if key != of:
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    return f"| {' | '.join([name, *cells])} |"
+
+
+def head(name: str, columns: list[str]) -> str:
+    """The two lines above the rows."""
+    return f"| {' | '.join([name, *columns])} |\n| --- | {' | '.join(['---:'] * len(columns))} |"

@@ -1,0 +1,91 @@
+"""A training step of cyclegan_colors.py beside the usual way, with the same networks, losses and penalties.
+
+    python -m benchmarks.translation_step
+
+The usual way: Datasets that colour an image with PIL when it is asked for, a DataLoader for each domain, Adam as it
+comes, tensors in the usual memory format, and a pass of the discriminator for the real images, one for the fake ones,
+and one for each penalty. Milliseconds, means over the steps (every fourth has the penalty), medians of the repeats.
+"""
+
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+
+import cyclegan_colors
+import data
+import runs
+from benchmarks import timing
+
+STEPS = 24  # of each repeat; a multiple of R1_EVERY
+REPEATS = 3
+WORKERS = 2  # of each domain
+
+
+class Domain(Dataset):
+    """Half of the images, each coloured by PIL in its digit's colour when it is asked for."""
+
+    def __init__(self, half: int, colors: torch.Tensor):
+        self.images, self.digits = (part[half::2] for part in data.load(train=True))
+        self.colors = (colors * 255).round().int().tolist()
+        self.to_tensor = torchvision.transforms.ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        grey = Image.fromarray(self.images[i].numpy())
+        return self.to_tensor(ImageOps.colorize(grey, (0, 0, 0), tuple(self.colors[self.digits[i]])))
+
+
+def usual_way() -> float:
+    """Seconds of a step, the mean of STEPS, after four that are not counted."""
+    size, rate, every = cyclegan_colors.BATCH_SIZE, cyclegan_colors.LEARNING_RATE, cyclegan_colors.R1_EVERY
+    domains = Domain(0, data.palette("DOMAIN_A", data.DOMAIN_A)), Domain(1, data.palette("DOMAIN_B", data.DOMAIN_B))
+    loaders = [DataLoader(domain, size, shuffle=True, num_workers=WORKERS) for domain in domains]
+    generators = [cyclegan_colors.Generator() for _ in range(2)]
+    discriminators = [cyclegan_colors.Discriminator() for _ in range(2)]
+    g_optimizers, d_optimizers = (
+        [torch.optim.Adam(network.parameters(), rate, betas=(cyclegan_colors.BETA1, 0.999)) for network in networks]
+        for networks in (generators, discriminators)
+    )
+    bce, ones, zeros = F.binary_cross_entropy_with_logits, torch.ones(size, 1), torch.zeros(size, 1)
+    for step, (real_a, real_b) in enumerate(zip(*loaders, strict=True)):
+        if step == every:
+            started = time.perf_counter()
+        for i, (real, source) in enumerate(((real_a, real_b), (real_b, real_a))):
+            fake = generators[i](source)
+            loss = bce(discriminators[i](real), ones) + bce(discriminators[i](fake.detach()), zeros)
+            if step % every == 0:
+                for x in (real, fake):
+                    x = x.detach().requires_grad_()
+                    penalty = cyclegan_colors.gradient_penalty(discriminators[i](x), x)
+                    loss = loss + every * cyclegan_colors.R1_WEIGHT / 2 * penalty
+            d_optimizers[i].zero_grad()
+            loss.backward()
+            d_optimizers[i].step()
+            loss_g = bce(discriminators[i](fake), ones)
+            g_optimizers[i].zero_grad()
+            loss_g.backward()
+            g_optimizers[i].step()
+            loss.item(), loss_g.item()
+        if step + 1 == every + STEPS:
+            return (time.perf_counter() - started) / STEPS
+
+
+def script() -> float:
+    return statistics.mean(timing.step_times(cyclegan_colors, STEPS, DEVICE="cpu")[:STEPS])
+
+
+def main() -> None:
+    print(", ".join(f"{name} {value}" for name, value in runs.versions(torch.device("cpu")).items()))
+    print(timing.head("", ["usual way, ms", "script, ms", "of usual"]))
+    print(timing.row("cyclegan_colors", timing.repeated({"usual": usual_way, "script": script}, REPEATS), "usual"))
+
+
+if __name__ == "__main__":
+    main()
