@@ -3,7 +3,9 @@
 In domain A each digit wears a colour of its own; in domain B the same ten colours are assigned differently (data.py).
 The images of the two domains come from different halves of MNIST, so no digit image exists in both. A discriminator
 for each domain tells real images from translated ones; that alone has to lead each generator to the right permutation
-of the ten colours. The true target of every test image is known, so success is measured exactly.
+of the ten colours. It can, since a discriminator sees shape and colour together: a 3 in another digit's colour is a
+fake. A generator sees 7 × 7 pixels at a time, and learns mostly which colour becomes which. The true target of every
+test image is known, so success is measured exactly.
 
     python cyclegan_colors.py    # edit the constants below, run again
 
@@ -30,16 +32,16 @@ import metrics
 import plots
 import runs
 
-# The gradient penalty keeps the discriminators smooth, so that they give a direction out of a wrong permutation.
-# 0 turns it off; a lower weight gets there in fewer updates, and may wander unless the rate falls.
+# The gradient penalty, on real and on translated images, keeps the discriminators smooth, so that they give a direction
+# out of a wrong permutation. 0 turns it off; a lower weight gets there in fewer updates, and may wander.
 R1_WEIGHT = 3.0
-R1_EVERY = 4  # steps: the penalty is computed on every fourth, four times as strong
+R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many times the weight, to save time
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
-CYCLE_WEIGHT = 0.0  # of the L1 distance between an image and its way there and back; cannot tell a wrong permutation
+CYCLE_WEIGHT = 0.0  # of the L1 distance between an image and its way there and back: 0 in a wrong permutation, too
 
-# Training. An epoch is a line of the log and a checkpoint: one pass over half of the training images, or a part of one.
+# Training. Each epoch ends with a line of the log and a checkpoint.
 EPOCHS = 16
-IMAGES_PER_EPOCH = 30_000  # of each domain, taken at random; what there is if that is less
+IMAGES_PER_EPOCH = 30_000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 120  # images of each domain
 LEARNING_RATE = 0.0003  # of all four networks
 DECAY_FROM = 0.8  # share of the run after which the rate falls linearly to 0; 1: never
@@ -99,12 +101,12 @@ def discriminator_loss(discriminator: Discriminator, real: Tensor, fake: Tensor,
     on_real, on_fake = logits.chunk(2)
     loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()  # BCE of the sigmoid with 1 and with 0
     if r1_weight:
-        loss = loss + r1_weight * gradient_penalty(logits, x)  # the mean over 2B images is half of the two means
+        loss = loss + r1_weight * gradient_penalty(logits, x)  # one mean over 2B images: half of real's plus fake's
     return loss
 
 
 def load_model(path: Path) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """(a_to_b, b_to_a) from a generators.pt: each takes images (B, 3, 28, 28) and returns the same in [0, 1]."""
+    """(a_to_b, b_to_a) from a generators.pt, for your own use: images (B, 3, 28, 28) → the same in [0, 1]."""
     saved = runs.load_torch(path)
     try:
         return tuple(clamped(load_generator(saved[name])) for name in ("a_to_b", "b_to_a"))
@@ -128,7 +130,7 @@ def clamped(generator: Generator) -> Callable[[Tensor], Tensor]:
     return translate
 
 
-def main() -> dict[str, float]:
+def main() -> dict:
     """Trains, scores and draws; returns the results that are written to metrics.json."""
     started = time.perf_counter()
     constants = runs.constants(globals())
@@ -143,10 +145,10 @@ def main() -> dict[str, float]:
     # Unpaired: one half of the images is only ever seen in A's colours, the other in B's. The digits colour the data
     # and are not looked at again before the scores.
     torch.manual_seed(SEED)
-    half_a, half_b = torch.randperm(len(images)).to(device)[: len(images) // 2 * 2].chunk(2)
+    half_a, half_b = torch.randperm(len(images)).to(device)[: len(images) // 2 * 2].chunk(2)  # of equal size
     train_a, train_b = (images[half_a], colors_a[digits[half_a]]), (images[half_b], colors_b[digits[half_b]])
 
-    def network(cls: type) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def network(cls: type) -> tuple[nn.Module, torch.optim.Optimizer]:  # channels_last and fused: the same, but faster
         module = cls().to(device, memory_format=torch.channels_last)
         return module, torch.optim.Adam(module.parameters(), LEARNING_RATE, betas=(BETA1, 0.999), fused=True)
 
@@ -162,7 +164,8 @@ def main() -> dict[str, float]:
         """Images `grey` of digits d in the source's colours, their translations, and the true targets."""
         generator, source, target = directions[name]
         x = data.colorize(grey, source[d])
-        return x, torch.cat([clamped(generator)(part) for part in x.split(50)]), data.colorize(grey, target[d])
+        outputs = torch.cat([clamped(generator)(part) for part in x.split(50)])  # what a cache holds: faster than all
+        return x, outputs, data.colorize(grey, target[d])
 
     parts = {
         "a_to_b": a_to_b,
@@ -175,7 +178,7 @@ def main() -> dict[str, float]:
     n_batches = math.ceil(n / BATCH_SIZE)
     epoch, step, steps, last_loss = 0, 0, EPOCHS * n_batches, math.nan
 
-    def log() -> None:
+    def log() -> None:  # to be called once there is a history
         """A row of scores for the history, with the first test image of each digit as it is translated now."""
         row, pictures = {"epoch": epoch, "step": step}, []
         for name, (_, _, target) in directions.items():
@@ -206,32 +209,36 @@ def main() -> dict[str, float]:
         for index_a, index_b in tqdm(
             zip(batches_a, batches_b, strict=True), f"epoch {epoch}/{EPOCHS}", n_batches, leave=False, disable=None
         ):
+            left = (1 - step / steps) / max(
+                1 - DECAY_FROM, 1 / steps
+            )  # of the rate: above 1 until DECAY_FROM, then to 0
             for optimizer in optimizers:
-                left = (1 - step / steps) / max(1 - DECAY_FROM, 1 / steps)
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, left)
             r1_weight = R1_WEIGHT * R1_EVERY if step % R1_EVERY == 0 else 0
             real_a = data.colorize(train_a[0][index_a], train_a[1][index_a])  # (B, 3, 28, 28)
             real_b = data.colorize(train_b[0][index_b], train_b[1][index_b])
             losses = []
-            for real, source, to_real, to_source, judge, judge_optimizer, optimizer in (
+            # In turn for A and for B: the discriminator of the domain, then the generator that leads into it.
+            for real, source, to_real, to_source, discriminator, d_optimizer, g_optimizer in (
                 (real_a, real_b, b_to_a, a_to_b, discriminator_a, discriminator_a_optimizer, b_to_a_optimizer),
                 (real_b, real_a, a_to_b, b_to_a, discriminator_b, discriminator_b_optimizer, a_to_b_optimizer),
             ):
                 fake = to_real(source)
 
-                loss_d = discriminator_loss(judge, real, fake, r1_weight)
-                judge_optimizer.zero_grad()
+                loss_d = discriminator_loss(discriminator, real, fake, r1_weight)
+                d_optimizer.zero_grad()
                 loss_d.backward()
-                judge_optimizer.step()
+                d_optimizer.step()
 
-                judge.requires_grad_(False)  # the generator's step: no gradients for the discriminator's weights
-                loss_g = F.softplus(-judge(fake)).mean()  # BCE of the fakes with 1
-                if CYCLE_WEIGHT:
-                    loss_g = loss_g + CYCLE_WEIGHT * (to_source(fake) - source).abs().mean()
-                optimizer.zero_grad()
+                discriminator.requires_grad_(False)  # the generator's step needs no gradients of these weights
+                loss_g = F.softplus(-discriminator(fake)).mean()  # BCE of the fakes with 1
+                if CYCLE_WEIGHT:  # both ways around: the generator has a part in each
+                    cycles = (to_source(fake) - source).abs().mean() + (to_real(to_source(real)) - real).abs().mean()
+                    loss_g = loss_g + CYCLE_WEIGHT * cycles
+                g_optimizer.zero_grad()
                 loss_g.backward()
-                optimizer.step()
-                judge.requires_grad_(True)
+                g_optimizer.step()
+                discriminator.requires_grad_(True)
                 losses += [loss_d.item(), loss_g.item()]
 
             runs.check_finite(sum(losses), epoch, step, last_loss)

@@ -172,6 +172,11 @@ def palette(name: str, css_names: tuple[str, ...]) -> Tensor:
         if not matplotlib.colors.is_color_like(css_name):
             raise SystemExit(f"{name} in data.py names {css_name!r}, which is not a CSS colour.")
     colors = torch.tensor([matplotlib.colors.to_rgb(css_name) for css_name in css_names])
+    darkest = int(colors.amax(1).argmin())
+    if colors[darkest].max() < 0.1:
+        raise SystemExit(
+            f"{name} in data.py has {css_names[darkest]!r}, which cannot be seen on black: take a lighter one."
+        )
     distances = torch.cdist(colors, colors) + 9 * torch.eye(10)
     i, j = divmod(int(distances.argmin()), 10)
     if distances.min() == 0:

@@ -171,7 +171,7 @@ def _one_line_on_interrupt(kind, error, traceback) -> None:
 def check_batch_size(batch_size: int, n: int) -> None:
     """Exits with one sentence if a batch would need more than the n training images."""
     if batch_size > n:
-        raise SystemExit(f"BATCH_SIZE is {batch_size}: it must not exceed the {n} training images.")
+        raise SystemExit(f"BATCH_SIZE is {batch_size}: it must not exceed the {n} training images of an epoch.")
 
 
 # ---------------------------------------------------------------------------------------------- files, whole
@@ -304,7 +304,7 @@ def print_epoch(history: list[dict], epochs: int, floors: dict[str, float]) -> N
     parts = [f"epoch {len(history):{len(str(epochs))}d}/{epochs}"]
     for part, floor in floors.items():
         kl = "".join(f"  {name} {row[f'{part}_{name}']:6.2f}" for name in ("kl_z", "kl_v") if f"{part}_{name}" in row)
-        parts.append(f"{part}: above floor {row[f'{part}_reconstruction'] - floor:7.2f}{kl}")
+        parts.append(f"{part}: reconstruction above floor {row[f'{part}_reconstruction'] - floor:7.2f}{kl}")
     left = row["seconds"] * (epochs - len(history)) / 60
     tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
     print(*parts, f"{tau}{row['seconds']:5.1f} s  {left:4.1f} min left", sep=" | ", flush=True)

@@ -7,13 +7,14 @@ The peak comes from the system's resource usage, which Windows does not have.
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CODE = """
-import pathlib, resource, sys, tempfile
+import pathlib, resource, sys
 import {script} as script
-script.OUTPUT_DIR, script.EPOCHS = pathlib.Path(tempfile.mkdtemp()), 1
+script.OUTPUT_DIR, script.EPOCHS = pathlib.Path(sys.argv[1]), 1
 script.main()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(peak * (1 if sys.platform == "darwin" else 1024))
@@ -22,8 +23,9 @@ print(peak * (1 if sys.platform == "darwin" else 1024))
 
 def main() -> None:
     for script in ("vae_continuous", "vae_discrete", "vae_joint", "cyclegan_colors"):
-        command = [sys.executable, "-c", CODE.format(script=script)]
-        ended = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-c", CODE.format(script=script), folder]
+            ended = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
         print(f"{script}: {int(ended.stdout.splitlines()[-1]) / 1e9:.2f} GB", flush=True)
 
 

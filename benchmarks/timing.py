@@ -36,7 +36,10 @@ def step_times(script: ModuleType, n: int, images: int | None = None, **constant
     runs.check_finite = stamp
     data.load = lambda train: tuple(part[: images if train else 1000] for part in load(train))
     try:
-        with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()):
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             script.OUTPUT_DIR = Path(temporary)
             for name, value in constants.items():
                 setattr(script, name, value)

@@ -59,6 +59,12 @@ def test_the_discriminators_loss_is_bce_plus_half_the_penalties():
     assert torch.allclose(loss(discriminator, real, fake, 10), expected + 10 / 2 * penalties)
 
 
+def test_the_homeworks_values_are_the_defaults():
+    constants = runs.constants(vars(cyclegan_colors))
+    assert (constants["BATCH_SIZE"], constants["LEARNING_RATE"]) == (120, 0.0003)
+    assert constants["EPOCHS"] <= 20 and constants["CYCLE_WEIGHT"] == 0
+
+
 def test_the_domains_wear_the_same_colors_shifted_by_a_digit():
     a, b = data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)
     assert torch.equal(b, a.roll(-1, 0)) and len(a.unique(dim=0)) == 10
@@ -71,6 +77,7 @@ def test_the_domains_wear_the_same_colors_shifted_by_a_digit():
         ((*data.DOMAIN_A[:9], "rde"), "'rde', which is not a CSS colour"),
         ((*data.DOMAIN_A[:9], "red"), "digits 0 and 9 the same colour"),
         (list(data.DOMAIN_A), "must be a tuple of ten"),
+        ((*data.DOMAIN_A[:9], "black"), "has 'black', which cannot be seen"),
     ],
 )
 def test_impossible_palettes_are_refused(names, sentence, monkeypatch, tmp_path):

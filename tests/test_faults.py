@@ -43,7 +43,11 @@ def refused(ended: subprocess.CompletedProcess, sentence: str) -> None:
     ("script", "setting", "sentence"),
     [
         ("vae_discrete", "script.N_CATEGORIES = 1", "N_CATEGORIES is 1: it must be a whole number, 2 or more."),
-        ("vae_continuous", "script.BATCH_SIZE = 401", "BATCH_SIZE is 401: it must not exceed the 400 training images."),
+        (
+            "vae_continuous",
+            "script.BATCH_SIZE = 401",
+            "BATCH_SIZE is 401: it must not exceed the 400 training images of an epoch.",
+        ),
         ("vae_joint", "data.SATURATION = (1, 0)", "SATURATION in data.py is (1, 0): it must be (low, high)"),
         ("cyclegan_colors", "data.DOMAIN_A = data.DOMAIN_A[:9]", "it must be a tuple of ten colour names"),
     ],
