@@ -40,7 +40,7 @@ BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of g
 CYCLE_WEIGHT = 0.0  # of the L1 distance between an image and its way there and back: 0 in a wrong permutation, too
 
 # Training. Each epoch ends with a line of the log and a checkpoint.
-EPOCHS = 16
+EPOCHS = 10
 IMAGES_PER_EPOCH = 30_000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 120  # images of each domain
 LEARNING_RATE = 0.0003  # of all four networks
