@@ -44,8 +44,8 @@ def derangement(seed: int) -> dict[str, tuple[str, ...]]:
 ROWS = {  # name of the row → (edits of the constants, seeds)
     "as it stands": ({}, (0,)),
     "fast": (FAST, (0, 1, 2, 3, 4)),
-    "fast, ten evenly spaced hues": (FAST | spaced_hues(), (0, 1)),
-    "fast, a random derangement": (FAST | derangement(0), (0, 1)),
+    "fast, ten evenly spaced hues": (FAST | spaced_hues(), (0,)),
+    "fast, a random derangement": (FAST | derangement(0), (0,)),
     "fast, without penalty, `BETA1 = 0.9`": (FAST | {"R1_WEIGHT": 0.0, "BETA1": 0.9}, (0, 1)),
     "fast, without penalty": (FAST | {"R1_WEIGHT": 0.0}, (0, 1)),
     "fast, `BETA1 = 0.9`": (FAST | {"BETA1": 0.9}, (0, 1)),
