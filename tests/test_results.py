@@ -66,6 +66,9 @@ def test_the_readme_tells_the_table_of_the_translation_unedited(monkeypatch):
     assert table == translation.table(rows)
     assert table in (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(translation.passes(content["results"]) for content in rows["as it stands"])
+    results, told = rows["as it stands"][0]["results"], " ".join(cyclegan_colors.__doc__.split())
+    for part in ("color", "digit"):
+        assert f"{100 * results[f'a_to_b_{part}']:.1f}%" in told and f"{100 * results[f'b_to_a_{part}']:.1f}%" in told
 
 
 def test_every_figure_of_the_readme_is_there():
