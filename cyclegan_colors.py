@@ -36,19 +36,20 @@ import runs
 
 # The gradient penalty, on real and on translated images, keeps the discriminators smooth, so that they give a direction
 # out of a wrong permutation. 0 turns it off; a lower weight gets there in fewer updates, and may wander.
-R1_WEIGHT = 3.0
+R1_WEIGHT = 10.0
 R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many times the weight, to save time
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
 CYCLE_WEIGHT = 0.0  # of the L1 distance between an image and its way there and back: 0 in a wrong permutation, too
 
 # Training. Each epoch ends with a line of the log and a checkpoint.
-EPOCHS = 10
+EPOCHS = 16
 IMAGES_PER_EPOCH = 30_000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 120  # images of each domain
 LEARNING_RATE = 0.0003  # of all four networks
 DECAY_FROM = 0.8  # share of the run after which the rate falls linearly to 0; 1: never
 SEED = 0  # of weights, halves and order of images
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
+PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 constants_of_data = ("DATASET", "DOMAIN_A", "DOMAIN_B")  # data.py's constants that decide what is seen here
@@ -99,7 +100,7 @@ def discriminator_loss(discriminator: Discriminator, real: Tensor, fake: Tensor,
     x = torch.cat([real, fake.detach()])  # one pass for both
     if r1_weight:
         x.requires_grad_()
-    logits = discriminator(x)
+    logits = discriminator(x).float()
     on_real, on_fake = logits.chunk(2)
     loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()  # BCE of the sigmoid with 1 and with 0
     if r1_weight:
@@ -138,6 +139,7 @@ def main() -> dict:
     constants = runs.constants(globals())
     colors_a, colors_b = data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)
     device = runs.begin(OUTPUT_DIR, constants)
+    fast = runs.autocast(device, PRECISION)  # a context: convolutions in bfloat16, where that is faster
     colors_a, colors_b = colors_a.to(device), colors_b.to(device)
     images, digits = (t.to(device) for t in data.load(train=True))
     test_images, test_digits = (t.to(device) for t in data.load(train=False))
@@ -225,18 +227,19 @@ def main() -> dict:
                 (real_a, real_b, b_to_a, a_to_b, discriminator_a, discriminator_a_optimizer, b_to_a_optimizer),
                 (real_b, real_a, a_to_b, b_to_a, discriminator_b, discriminator_b_optimizer, a_to_b_optimizer),
             ):
-                fake = to_real(source)
-
-                loss_d = discriminator_loss(discriminator, real, fake, r1_weight)
+                with fast:
+                    fake = to_real(source).float()
+                    loss_d = discriminator_loss(discriminator, real, fake, r1_weight)
                 d_optimizer.zero_grad()
                 loss_d.backward()
                 d_optimizer.step()
 
                 discriminator.requires_grad_(False)  # the generator's step needs no gradients of these weights
-                loss_g = F.softplus(-discriminator(fake)).mean()  # BCE of the fakes with 1
-                if CYCLE_WEIGHT:  # both ways around: the generator has a part in each
-                    cycles = (to_source(fake) - source).abs().mean() + (to_real(to_source(real)) - real).abs().mean()
-                    loss_g = loss_g + CYCLE_WEIGHT * cycles
+                with fast:
+                    loss_g = F.softplus(-discriminator(fake).float()).mean()  # BCE of the fakes with 1
+                    if CYCLE_WEIGHT:  # both ways around: the generator has a part in each
+                        there, here = to_source(fake), to_real(to_source(real))
+                        loss_g = loss_g + CYCLE_WEIGHT * ((there - source).abs().mean() + (here - real).abs().mean())
                 g_optimizer.zero_grad()
                 loss_g.backward()
                 g_optimizer.step()

@@ -62,6 +62,7 @@ RULES = {
     "CYCLE_WEIGHT": _number(0, included=True),
     "IMAGES_PER_EPOCH": _whole(1),
     "DECAY_FROM": (lambda v: type(v) in (int, float) and 0 <= v <= 1, "a share from 0 to 1"),
+    "PRECISION": (lambda v: v in ("auto", "bfloat16", "float32"), "'auto', 'bfloat16' or 'float32'"),
     "DEVICE": (lambda v: v in ("auto", "cpu", "cuda", "mps"), "'auto', 'cpu', 'cuda' or 'mps'"),
 }
 
@@ -101,17 +102,17 @@ def begin(output_dir: Path, constants: dict) -> torch.device:
     _take(Path(output_dir))
     sys.excepthook = _one_line_on_interrupt
     print(*(f"{name} = {value!r}" for name, value in constants.items()), sep="\n")
-    print(", ".join(f"{name} {value}" for name, value in versions(device).items()), flush=True)
+    print(", ".join(f"{name} {value}" for name, value in versions(device, constants.get("PRECISION")).items()))
     return device
 
 
-def versions(device: torch.device) -> dict[str, str]:
+def versions(device: torch.device, precision_name: str | None = None) -> dict[str, str]:
     """What the numbers of a run may depend on besides its constants."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "matplotlib")}
-    return {"device": str(device), "threads": str(torch.get_num_threads()), "machine": _machine()} | {
-        "python": platform.python_version(),
-        **packages,
-    }
+    of_device = {"device": str(device), "threads": str(torch.get_num_threads()), "machine": _machine()}
+    if precision_name:
+        of_device["precision"] = str(precision(precision_name, device)).removeprefix("torch.")
+    return of_device | {"python": platform.python_version(), **packages}
 
 
 def _machine() -> str:
@@ -129,6 +130,25 @@ def _device(name: str) -> torch.device:
     if not available[name]:
         raise SystemExit(f"DEVICE is {name!r}, which this machine or this build of torch does not have: try 'auto'.")
     return torch.device(name)
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """What PRECISION stands for: "auto" is bfloat16 on a CPU with instructions for it (AVX-512 BF16, AMX), as far as
+    torch can tell, and float32 elsewhere."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch
+    fast = device.type == "cpu" and (known.get("avx512_bf16", False) or known.get("amx_bf16", False))
+    return {"auto": torch.bfloat16 if fast else torch.float32}.get(name) or getattr(torch, name)
+
+
+def autocast(device: torch.device, name: str) -> torch.autocast:
+    """A context in which matrix products and convolutions are computed in the precision of that name; says which.
+
+    The weights stay float32. Where the precision is float32 the context does nothing.
+    """
+    dtype = precision(name, device)
+    why = " (no fast bfloat16 is known here)" if name == "auto" and dtype == torch.float32 else ""
+    print(f"Training in {str(dtype).removeprefix('torch.')}{why}; scores are computed in float32.", flush=True)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
 
 
 _locks = {}  # folder → the open file whose lock says that this process writes there; the system frees it at our end
@@ -319,7 +339,7 @@ def finish(output_dir: Path, constants: dict, seconds: float, results: dict, his
     device = _device(constants.get("DEVICE", "auto"))
     content = {
         "constants": constants,
-        "versions": versions(device),
+        "versions": versions(device, constants.get("PRECISION")),
         "seconds": round(seconds, 1),
         "results": results,
         "history": list(history),

@@ -51,6 +51,7 @@ BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
+PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 # Figures.
@@ -88,8 +89,8 @@ class JointVAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, 28, 28) → mu (B, D), logvar (B, D), log q (B, N, K)."""
         h = self.encoder(x)
-        mu, logvar = self.gaussian_head(h).chunk(2, dim=1)
-        logits = self.categorical_head(h).view(-1, self.n_variables, self.n_categories)
+        mu, logvar = self.gaussian_head(h).float().chunk(2, dim=1)  # float: bfloat16 in training ends here
+        logits = self.categorical_head(h).float().view(-1, self.n_variables, self.n_categories)
         return mu, logvar, logits.log_softmax(-1)  # over the K categories of each variable
 
     def forward(self, x: Tensor, tau: float, hard: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,7 +98,7 @@ class JointVAE(nn.Module):
         mu, logvar, log_q = self.encode(x)
         z = mu + (0.5 * logvar).exp() * torch.randn_like(mu)  # (B, D)
         v = F.gumbel_softmax(log_q, tau, hard)  # (B, N, K)
-        logits = self.decoder(torch.cat([z, v.flatten(1)], 1))
+        logits = self.decoder(torch.cat([z, v.flatten(1)], 1)).float()
         return logits, gaussian_kl(mu, logvar), log_q
 
     def kl(self, x: Tensor) -> Tensor:
@@ -136,6 +137,15 @@ def categorical_kl(log_q: Tensor) -> Tensor:
     return math.log(log_q.shape[-1]) + (log_q.exp() * log_q).sum(-1)
 
 
+def pixel_loss(logits: Tensor, x: Tensor) -> Tensor:
+    """Binary cross-entropy of pixels x in [0, 1] in nats, summed: -x log s - (1 - x) log(1 - s), s the sigmoid of l.
+
+    With log(1 - s(l)) = log s(l) - l it is max(l, 0) - x l - log s(|l|), which is stable for every l. The same as
+    F.binary_cross_entropy_with_logits, whose log1p is slow on a CPU.
+    """
+    return (logits.relu() - x * logits - logits.abs().sigmoid().log()).sum()
+
+
 def elbo_terms(model: JointVAE, x: Tensor, tau: float, hard: bool = False) -> dict[str, Tensor]:
     """The terms of -ELBO, each summed over the batch, in nats: one scale for all three, so that they can be added.
 
@@ -143,7 +153,7 @@ def elbo_terms(model: JointVAE, x: Tensor, tau: float, hard: bool = False) -> di
     """
     logits, kl_z, log_q = model(x, tau, hard)
     return {
-        "reconstruction": F.binary_cross_entropy_with_logits(logits, x, reduction="sum"),
+        "reconstruction": pixel_loss(logits, x),
         "kl_z": kl_z.sum(),
         "kl_v": categorical_kl(log_q).sum(),
     }
@@ -168,6 +178,7 @@ def main() -> dict:
     started = time.perf_counter()
     constants = runs.constants(globals())
     device = runs.begin(OUTPUT_DIR, constants)
+    fast = runs.autocast(device, PRECISION)  # a context: matrix products in bfloat16, where that is faster
     train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
     runs.check_batch_size(BATCH_SIZE, len(train.images))
     metrics.judge(device)  # trained now, if it has to be
@@ -188,7 +199,8 @@ def main() -> dict:
         for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
             tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
             x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28)
-            terms = elbo_terms(model, x, tau, HARD)
+            with fast:
+                terms = elbo_terms(model, x, tau, HARD)
             loss = terms["reconstruction"] + BETA * (terms["kl_z"] + terms["kl_v"])
             optimizer.zero_grad()
             loss.backward()

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import statistics
 import tempfile
 import time
@@ -18,23 +17,28 @@ class _EnoughError(Exception):
     pass
 
 
-def step_times(script: ModuleType, n: int, images: int | None = None, **constants) -> list[float]:
-    """Seconds of n training steps of script.main(), after ten that are not counted.
+def first_epoch(script: ModuleType, steps: int | None = None, images: int | None = None, **constants) -> list[float]:
+    """Seconds on the clock after each step of the first epoch of script.main(), after its test pass and its checkpoint.
 
-    Each of the four training loops calls runs.check_finite once a step; the time between two calls is a step. The run
-    is cut short there. `images`: how many training images there are, all by default; `constants`: others than the
-    script's.
+    Each of the training loops calls runs.check_finite once a step (the VAEs once more, for the test loss), and
+    runs.checkpoint once an epoch; the run is cut short there, or after `steps`. `images`: how many training images
+    there are, all by default; `constants`: others than the script's.
     """
-    stamps, check, load, folder = [], runs.check_finite, data.load, script.OUTPUT_DIR
+    stamps, check, save, load, folder = [], runs.check_finite, runs.checkpoint, data.load, script.OUTPUT_DIR
     before = {name: getattr(script, name) for name in constants}
 
     def stamp(*args) -> None:
         stamps.append(time.perf_counter())
-        if len(stamps) > n + 10:
+        if len(stamps) == steps:
             raise _EnoughError
 
-    runs.check_finite = stamp
-    data.load = lambda train: tuple(part[: images if train else 1000] for part in load(train))
+    def save_and_stop(*args, **parts) -> None:
+        save(*args, **parts)
+        stamps.append(time.perf_counter())
+        raise _EnoughError
+
+    runs.check_finite, runs.checkpoint = stamp, save_and_stop
+    data.load = lambda train: tuple(part[: images if train else None] for part in load(train))
     try:
         with (
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
@@ -46,10 +50,16 @@ def step_times(script: ModuleType, n: int, images: int | None = None, **constant
             with contextlib.suppress(_EnoughError):
                 script.main()
     finally:
-        runs.check_finite, data.load, script.OUTPUT_DIR = check, load, folder
+        runs.check_finite, runs.checkpoint, data.load, script.OUTPUT_DIR = check, save, load, folder
         for name, value in before.items():
             setattr(script, name, value)
-    return [b - a for a, b in itertools.pairwise(stamps[10:])]
+    return stamps
+
+
+def step_seconds(script: ModuleType, steps: int, **options) -> float:
+    """The mean of so many steps, after ten that are not counted; options as above."""
+    stamps = first_epoch(script, steps + 11, **options)
+    return (stamps[-1] - stamps[10]) / steps
 
 
 def repeated(functions: dict[str, Callable[[], float]], repeats: int = 5) -> dict[str, list[float]]:

@@ -18,8 +18,7 @@ import data
 import runs
 
 FAST = {
-    "R1_WEIGHT": 2.0,
-    "EPOCHS": 5,
+    "EPOCHS": 8,
     "IMAGES_PER_EPOCH": 4000,
     "BATCH_SIZE": 8,
     "LEARNING_RATE": 0.002,

@@ -7,7 +7,6 @@ comes, tensors in the usual memory format, and a pass of the discriminator for t
 and one for each penalty. Milliseconds, means over the steps (every fourth has the penalty), medians of the repeats.
 """
 
-import statistics
 import time
 
 import torch
@@ -79,7 +78,7 @@ def usual_way() -> float:
 
 
 def script() -> float:
-    return statistics.mean(timing.step_times(cyclegan_colors, STEPS, DEVICE="cpu"))
+    return timing.step_seconds(cyclegan_colors, STEPS, DEVICE="cpu")
 
 
 def main() -> None:

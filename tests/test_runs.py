@@ -45,6 +45,8 @@ SCRIPT_DIR = Path(runs.__file__).parent
         ("RESUME", "yes"),
         ("Z_VARIANCE", 0),
         ("DEVICE", "gpu"),
+        ("PRECISION", "float16"),
+        ("PRECISION", 32),
         ("DEVICE", "cuda:9"),
     ],
 )
@@ -71,6 +73,20 @@ def test_a_device_that_is_not_there_is_refused():
     missing = "cuda" if not torch.cuda.is_available() else "mps"
     with pytest.raises(SystemExit, match=f"DEVICE is '{missing}', which this machine"):
         runs._device(missing)
+
+
+def test_precision_is_bfloat16_where_the_processor_is_known_to_be_fast(monkeypatch, capsys):
+    cpu = torch.device("cpu")
+    for known, dtype in (({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
+        context = runs.autocast(cpu, "auto")
+        said = capsys.readouterr().out
+        assert f"Training in {dtype}" in said and ("no fast bfloat16" in said) == (dtype == "float32")
+        with context:
+            assert str(torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype) == f"torch.{dtype}"
+        assert runs.versions(cpu, "auto")["precision"] == dtype
+    assert runs.precision("auto", torch.device("cuda")) == torch.float32
+    assert runs.precision("bfloat16", cpu) == torch.bfloat16 and runs.precision("float32", cpu) == torch.float32
 
 
 def test_constants_are_the_literals_of_script_and_data():

@@ -150,6 +150,35 @@ def test_categorical_kl(script):
 
 
 @SCRIPTS
+def test_the_pixel_loss_is_the_binary_cross_entropy(script):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(50, 3, 28, 28, generator=generator)
+    logits = (10 * torch.randn(50, 3, 28, 28, generator=generator)).requires_grad_()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+    loss = script.pixel_loss(logits, x)
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+    assert torch.allclose(*gradients, atol=1e-5)
+    assert script.pixel_loss(torch.tensor([-1e4, 1e4]), torch.tensor([0.0, 1.0])) == 0  # no overflow
+    assert script.pixel_loss(torch.tensor([-1e4, 1e4]), torch.tensor([1.0, 0.0])) == 2e4
+
+
+@SCRIPTS
+def test_bfloat16_stays_within_the_networks(script, images):
+    """Pixel logits and KLs are float32, so that no sum of the loss is rounded; and they are near the float32 ones."""
+    torch.manual_seed(0)
+    model = MODELS[script]()
+    exact = terms_of(script, model, images)
+    with runs.autocast(torch.device("cpu"), "bfloat16"):
+        outputs = model(images) if script is vae_continuous else model(images, 0.7)
+        rounded = terms_of(script, model, images)
+    assert all(output.dtype == torch.float32 for output in outputs)
+    for name, term in exact.items():
+        assert term.dtype == rounded[name].dtype == torch.float32
+        assert rounded[name].item() == pytest.approx(term.item(), rel=0.02) and rounded[name] != term
+
+
+@SCRIPTS
 def test_the_terms_are_sums_over_the_batch(script, images, monkeypatch):
     """The same images twice give each term twice; and each term is what its definition says, on one scale."""
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no noise
@@ -176,6 +205,7 @@ def test_copied_blocks_are_equal():
         return inspect.getsource(function).replace("JointVAE", "VAE").replace("DiscreteVAE", "VAE")
 
     assert source(vae_continuous.gaussian_kl) == source(vae_joint.gaussian_kl)
+    assert source(vae_continuous.pixel_loss) == source(vae_discrete.pixel_loss) == source(vae_joint.pixel_loss)
     assert source(vae_discrete.categorical_kl) == source(vae_joint.categorical_kl)
     assert source(vae_discrete.category_grid) == source(vae_joint.category_grid)
 
@@ -270,7 +300,7 @@ def test_resumed_equals_uninterrupted(script, few_images, tmp_path, monkeypatch,
         (vae_joint, {"LATENT_DIM": 8, "N_VARIABLES": 5, "N_CATEGORIES": 3, "HARD": True}),
         (vae_discrete, {"N_VARIABLES": 1, "N_CATEGORIES": 2}),
         (vae_discrete, {"BATCH_SIZE": 1}),
-        (vae_continuous, {"LATENT_DIM": 1}),
+        (vae_continuous, {"LATENT_DIM": 1, "PRECISION": "float32"}),
         (vae_continuous, {"LATENT_DIM": 8, "BATCH_SIZE": 400}),
     ],
 )
