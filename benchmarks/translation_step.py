@@ -4,7 +4,7 @@
 
 The usual way: Datasets that colour an image with PIL when it is asked for, a DataLoader for each domain, Adam as it
 comes, tensors in the usual memory format, and a pass of the discriminator for the real images, one for the fake ones,
-and one for each penalty. Milliseconds, means over the steps (every fourth has the penalty), medians of the repeats.
+and one for the penalty. Milliseconds, means over the steps (every fourth has the penalty), medians of the repeats.
 """
 
 import time
@@ -59,10 +59,9 @@ def usual_way() -> float:
             fake = generators[i](source)
             loss = bce(discriminators[i](real), ones) + bce(discriminators[i](fake.detach()), zeros)
             if step % every == 0:
-                for x in (real, fake):
-                    x = x.detach().requires_grad_()
-                    penalty = cyclegan_colors.gradient_penalty(discriminators[i](x), x)
-                    loss = loss + every * cyclegan_colors.R1_WEIGHT / 2 * penalty
+                x = real.clone().requires_grad_()
+                penalty = cyclegan_colors.gradient_penalty(discriminators[i](x), x)
+                loss = loss + every * cyclegan_colors.R1_WEIGHT / 2 * penalty
             d_optimizers[i].zero_grad()
             loss.backward()
             d_optimizers[i].step()

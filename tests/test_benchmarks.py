@@ -42,12 +42,16 @@ def test_colourings():
 
 
 def test_table():
-    content = {"results": results(), "history": [{"step": 0}, {"step": 1500}], "seconds": 90}
+    content = {
+        "results": results(),
+        "history": [{"step": 0}, {"step": 500, "seconds": 30}, {"step": 1500}],
+        "seconds": 90,
+    }
     late = {**content, "results": results(color=0.5) | {"updates_to_99": None}}
     lines = translation.table({"fast": [content, content], "late": [content, late]}).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2] == "| the image as it is | 100.0 | 100.0 | 99.0 | 99.0 | – | – | – | – | – |"
-    assert lines[5].endswith("| 99.0 | 2 of 2 | 1,500 | 500 | 1.5 |") and lines[6].endswith(
+    assert lines[5].endswith("| 99.0 | 2 of 2 | 1,500 | 500 (0.5 min) | 1.5 |") and lines[6].endswith(
         "| 1 of 2 | 1,500 | – | 1.5 |"
     )
 
