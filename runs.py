@@ -133,8 +133,7 @@ def _device(name: str) -> torch.device:
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """What PRECISION stands for: "auto" is bfloat16 on a CPU with instructions for it (AVX-512 BF16, AMX), as far as
-    torch can tell, and float32 elsewhere."""
+    """What a PRECISION stands for: "auto" is bfloat16 on a CPU that torch knows to be fast at it, float32 elsewhere."""
     known = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch
     fast = device.type == "cpu" and (known.get("avx512_bf16", False) or known.get("amx_bf16", False))
     return {"auto": torch.bfloat16 if fast else torch.float32}.get(name) or getattr(torch, name)

@@ -71,9 +71,8 @@ class ContinuousVAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, 28, 28) → mu (B, D), logvar (B, D)."""
-        mu, logvar = (
-            self.gaussian_head(self.encoder(x)).float().chunk(2, dim=1)
-        )  # float: bfloat16 in training ends here
+        h = self.encoder(x)
+        mu, logvar = self.gaussian_head(h).float().chunk(2, dim=1)  # float: bfloat16 in training ends here
         return mu, logvar
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
