@@ -139,7 +139,7 @@ def elbo_terms(model: DiscreteVAE, x: Tensor, tau: float, hard: bool = False) ->
 
 # Same as vae_joint.category_grid.
 def category_grid(model: DiscreteVAE, code: Tensor, down: str, across: str) -> Tensor:
-    """Copies of a code (D,) with every pair of categories of two of its variables: (K, K, D)."""
+    """Copies of a code (W,) with every pair of categories of two of its variables: (K, K, W), W the width of a code."""
     k = model.n_categories
     grid = code.repeat(k, k, 1)
     grid[:, :, model.latents[down]] = torch.eye(k, device=code.device)[:, None]

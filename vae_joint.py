@@ -160,7 +160,7 @@ def elbo_terms(model: JointVAE, x: Tensor, tau: float, hard: bool = False) -> di
 
 
 def category_grid(model: JointVAE, code: Tensor, down: str, across: str) -> Tensor:
-    """Copies of a code (D,) with every pair of categories of two of its variables: (K, K, D)."""
+    """Copies of a code (W,) with every pair of categories of two of its variables: (K, K, W), W the width of a code."""
     k = model.n_categories
     grid = code.repeat(k, k, 1)
     grid[:, :, model.latents[down]] = torch.eye(k, device=code.device)[:, None]
@@ -266,17 +266,17 @@ def main() -> dict:
         plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
 
         # The finding in one picture.
-        down, across = pairs[0]
+        down, across = pairs[0]  # the same variable twice where there is only one: then one row
         few = category_grid(model, base, down, across)[: 10 if down != across else 1, :10]
         pictures = model.decode(few.flatten(0, 1)).unflatten(0, few.shape[:2])
-        answers = demand_pictures[:, ::2]
+        answers = demand_pictures[:, ::2]  # every other hue
         plots.finding(OUTPUT_DIR / "finding.png", test_codes, test.hues, pictures, (down, across), answers)
 
         # Moving: ten digits, found as in control on demand, keep their categories while z goes once around.
         red_digits = torch.tensor([(digit, 0.0) for digit in range(10)], device=device)
         angles = torch.arange(0, 360, 10)
         radius = test_codes[:, :LATENT_DIM].norm(dim=1).median()
-        codes = metrics.find_codes(train_codes, train, red_digits)[:, 0].repeat(len(angles), 1, 1)  # (36, 10, D)
+        codes = metrics.find_codes(train_codes, train, red_digits)[:, 0].repeat(len(angles), 1, 1)  # (36, 10, D + N·K)
         codes[:, :, 0] = radius * angles.to(device).deg2rad().cos()[:, None]
         if LATENT_DIM > 1:
             codes[:, :, 1] = radius * angles.to(device).deg2rad().sin()[:, None]

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 import data
+import metrics
 import runs
 
 
@@ -18,7 +21,7 @@ class _EnoughError(Exception):
 
 
 def first_epoch(script: ModuleType, steps: int | None = None, images: int | None = None, **constants) -> list[float]:
-    """Seconds on the clock after each step of the first epoch of script.main(), after its test pass and its checkpoint.
+    """Readings of the clock, in seconds, in the first epoch of script.main(): after each step, test pass, checkpoint.
 
     Each of the training loops calls runs.check_finite once a step (the VAEs once more, for the test loss), and
     runs.checkpoint once an epoch; the run is cut short there, or after `steps`. `images`: how many training images
@@ -37,6 +40,7 @@ def first_epoch(script: ModuleType, steps: int | None = None, images: int | None
         stamps.append(time.perf_counter())
         raise _EnoughError
 
+    metrics.judge(torch.device("cpu"))  # trained now, with all images, if it has to be
     runs.check_finite, runs.checkpoint = stamp, save_and_stop
     data.load = lambda train: tuple(part[: images if train else None] for part in load(train))
     try:
@@ -57,12 +61,12 @@ def first_epoch(script: ModuleType, steps: int | None = None, images: int | None
 
 
 def step_seconds(script: ModuleType, steps: int, **options) -> float:
-    """The mean of so many steps, after ten that are not counted; options as above."""
+    """The mean of so many steps, after eleven that are not counted; options as above."""
     stamps = first_epoch(script, steps + 11, **options)
     return (stamps[-1] - stamps[10]) / steps
 
 
-def repeated(functions: dict[str, Callable[[], float]], repeats: int = 5) -> dict[str, list[float]]:
+def repeated(functions: dict[str, Callable], repeats: int = 5) -> dict[str, list]:
     """Calls each function in turn, again and again, so that a busy machine slows all alike: name → what it returned."""
     values = {name: [] for name in functions}
     for _ in range(repeats):
@@ -75,7 +79,7 @@ def row(name: str, values: dict[str, list[float]], of: str, unit: float = 1000) 
     """A line of a table: medians, and the ratio of each to the one called `of`, with its lowest and highest repeat."""
     cells = []
     for key, times in values.items():
-        ratios = [time / reference for time, reference in zip(times, values[of], strict=True)]
+        ratios = [mine / reference for mine, reference in zip(times, values[of], strict=True)]
         cells.append(f"{statistics.median(times) * unit:.1f}")
         if key != of:
             cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
