@@ -41,9 +41,8 @@ R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many t
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
 CYCLE_WEIGHT = 0.0  # of the mean L1 distance of an image to itself there and back, which a wrong permutation keeps at 0
 
-# Training. Small batches and a high rate, which falls at the end. The homework's are 120 and 0.0003: they cost far more,
-# and do not find the way out of every wrong permutation (README.md). Each epoch ends with a line of the log and a
-# checkpoint.
+# Training. Small batches and a high rate, which falls at the end: their noise leads out of wrong permutations, in which
+# the homework's 120 and 0.0003 may stay (README.md). Each epoch ends with a line of the log and a checkpoint.
 EPOCHS = 6
 IMAGES_PER_EPOCH = 4000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 8  # images of each domain
