@@ -16,7 +16,7 @@ import cyclegan_colors
 import data
 import runs
 
-HOMEWORK = {  # its batch and rate, and a sixth of its updates
+HOMEWORK = {  # its batch and rate; epochs and decay are ours
     "EPOCHS": 12,
     "IMAGES_PER_EPOCH": 30_000,
     "BATCH_SIZE": 120,
