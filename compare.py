@@ -30,6 +30,7 @@ EDITS = (
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10}, (0,)),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.5}, (0,)),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.2}, (0,)),
+    ("discrete", {"PRECISION": "auto"}, (0, 1, 2)),  # bfloat16, where the processor is fast at it
 )
 
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "compare"

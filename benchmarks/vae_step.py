@@ -77,9 +77,9 @@ def script_way(script) -> tuple[float, float]:
     return step, stamps[-1] - stamps[0] + step
 
 
-def floor(model: nn.Module) -> float:
+def floor(model: nn.Module, precision: str) -> float:
     """Seconds of the matrix products of a step: y = xW, and the gradients of W and, but for the first layer, of x."""
-    dtype = runs.precision("auto", torch.device("cpu"))
+    dtype = runs.precision(precision, torch.device("cpu"))
     sizes = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
     products = []
     for i, (n_in, n_out) in enumerate(sizes):
@@ -106,7 +106,7 @@ def main() -> None:
         functions = {
             "usual": lambda model=model: usual_way(model),
             "script": lambda script=script: script_way(script),
-            "floor": lambda model=model: floor(model),
+            "floor": lambda model=model, script=script: floor(model, script.PRECISION),
         }
         values = timing.repeated(functions, REPEATS)
         step, epoch = ({name: [pair[i] for pair in values[name]] for name in ("script", "usual")} for i in range(2))
