@@ -35,7 +35,7 @@ import plots
 import runs
 
 # The gradient penalty on real images keeps the discriminators smooth, so that they give a direction out of a wrong
-# permutation. 0 turns it off; a lower weight gets there in fewer updates, and may wander.
+# permutation. 0 turns it off.
 R1_WEIGHT = 4.0
 R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many times the weight, to save time
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator

@@ -44,7 +44,7 @@ BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
-# Precision of the network in training. "auto" is "bfloat16" on a CPU that is fast at it, else "float32": half the time,
+# Precision of the network in training. "auto" is "bfloat16" on a CPU that is fast at it, else "float32": less time,
 # the same loss, and a little less control on demand (README.md).
 PRECISION = "float32"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
