@@ -426,13 +426,13 @@ def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor,
     the digit's; both; l1: mean absolute difference to the true target; psnr: of the mean squared difference, in dB
     (None where there is no difference). Also returns which images are right in both, bool (n,).
     """
-    truth = data.colorize(grey, target[digits])
     digit = digit_of(outputs) == digits
     color = torch.cdist(color_of(outputs, grey), target).argmin(1) == digits
-    mse = (outputs - truth).square().mean().item()
+    difference = outputs - data.colorize(grey, target[digits])
+    mse = difference.square().mean().item()
     scores = _shares(name, digit, color)
     scores = {key.replace("_hue", "_color"): value for key, value in scores.items()}
-    scores[f"{name}_l1"] = (outputs - truth).abs().mean().item()
+    scores[f"{name}_l1"] = difference.abs().mean().item()
     scores[f"{name}_psnr"] = -10 * math.log10(mse) if mse > 0 else None
     for part, right in (("digit", digit), ("color", color)):
         scores[f"{name}_{part}_by_digit"] = [right[digits == d].cpu().double().mean().item() for d in range(10)]
