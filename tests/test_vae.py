@@ -185,19 +185,19 @@ def test_the_terms_are_sums_over_the_batch(script, images, monkeypatch):
     if script is not vae_continuous:
         monkeypatch.setattr(script.F, "gumbel_softmax", lambda logits, tau, hard: (logits / tau).softmax(-1))
     torch.manual_seed(0)
-    model = MODELS[script]().double()
-    x = images.double()
+    model = MODELS[script]()
+    x = images
     once, twice = terms_of(script, model, x), terms_of(script, model, torch.cat([x, x]))
     halves = [terms_of(script, model, part) for part in x.split(30)]
     for name, term in once.items():
-        assert torch.allclose(twice[name], 2 * term)
-        assert torch.allclose(halves[0][name] + halves[1][name], term)
+        assert torch.allclose(twice[name], 2 * term, rtol=1e-4)
+        assert torch.allclose(halves[0][name] + halves[1][name], term, rtol=1e-4)
     p = (model(x) if script is vae_continuous else model(x, 0.7))[0].sigmoid()
-    assert torch.allclose(once["reconstruction"], -(x * p.log() + (1 - x) * (1 - p).log()).sum())
+    assert torch.allclose(once["reconstruction"], -(x * p.log() + (1 - x) * (1 - p).log()).sum(), rtol=1e-4)
     kl = model.kl(x).sum(0)
     parts = {"kl_z": kl[:2], "kl_v": kl[-3:]}
     for name in once.keys() - {"reconstruction"}:
-        assert torch.allclose(once[name], parts[name].sum())
+        assert torch.allclose(once[name], parts[name].sum(), rtol=1e-4)
 
 
 def test_copied_blocks_are_equal():
