@@ -241,10 +241,8 @@ def main() -> dict:
                 with fast:
                     loss_g = F.softplus(-discriminator(fake).float()).mean()  # BCE of the fakes with 1
                     if CYCLE_WEIGHT:  # both ways around: the generator has a part in each
-                        cycles = (to_source(fake) - source).abs().mean() + (
-                            to_target(to_source(real)) - real
-                        ).abs().mean()
-                        loss_g = loss_g + CYCLE_WEIGHT * cycles
+                        cycles = (to_source(fake), source), (to_target(to_source(real)), real)
+                        loss_g = loss_g + CYCLE_WEIGHT * sum((again - x).abs().mean() for again, x in cycles)
                 g_optimizer.zero_grad()
                 loss_g.backward()
                 g_optimizer.step()

@@ -136,7 +136,9 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     """What a PRECISION stands for: "auto" is bfloat16 on a CPU that torch knows to be fast at it, float32 elsewhere."""
     known = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch
     fast = device.type == "cpu" and (known.get("avx512_bf16", False) or known.get("amx_bf16", False))
-    return {"auto": torch.bfloat16 if fast else torch.float32}.get(name) or getattr(torch, name)
+    if name == "auto":
+        name = "bfloat16" if fast else "float32"
+    return getattr(torch, name)
 
 
 def autocast(device: torch.device, name: str) -> torch.autocast:
