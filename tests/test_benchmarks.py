@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 import cyclegan_colors
 import data
@@ -36,9 +37,12 @@ def test_colourings():
     a = data.palette("DOMAIN_A", hues["DOMAIN_A"])
     assert data.rgb_to_hue(a).tolist() == pytest.approx([36 * d for d in range(10)], abs=0.5)
     assert hues["DOMAIN_B"] == (*hues["DOMAIN_A"][1:], hues["DOMAIN_A"][0])
-    mixed = translation.derangement(0)["DOMAIN_B"]
-    assert sorted(mixed) == sorted(data.DOMAIN_A)
-    assert all(a != b for a, b in zip(data.DOMAIN_A, mixed, strict=True))
+    for names in (data.DOMAIN_A, translation.random_names(0)):
+        mixed = translation.derangement(names, 0)["DOMAIN_B"]
+        assert len(set(names)) == 10 and sorted(mixed) == sorted(names)
+        assert all(a != b for a, b in zip(names, mixed, strict=True))
+    random_palette = data.palette("DOMAIN_A", translation.random_names(0))
+    assert torch.pdist(random_palette).min() > 0.3 and random_palette.amax(1).min() > 0.5
 
 
 def test_table():

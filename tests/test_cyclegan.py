@@ -61,7 +61,7 @@ def test_the_discriminators_loss_is_bce_plus_half_the_penalty_on_real_images():
 
 def test_the_defaults():
     constants = runs.constants(vars(cyclegan_colors))
-    assert constants["CYCLE_WEIGHT"] == 0 and constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5
+    assert constants["CYCLE_WEIGHT"] == 1 and constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5
     assert constants["EPOCHS"] * constants["IMAGES_PER_EPOCH"] / constants["BATCH_SIZE"] <= 20 * 250  # updates
 
 
@@ -175,6 +175,31 @@ def test_a_loss_that_is_not_finite_stops_the_run(few_images, tmp_path, monkeypat
 def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
     run(tmp_path, monkeypatch, EPOCHS=1, **constants)
     assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("R1_WEIGHT", -1),
+        ("R1_EVERY", 0),
+        ("BETA1", 1),
+        ("CYCLE_WEIGHT", float("inf")),
+        ("IMAGES_PER_EPOCH", 0),
+        ("IMAGES_PER_EPOCH", 2.5),
+        ("BATCH_SIZE", 0),
+        ("BATCH_SIZE", 201),
+        ("DECAY_FROM", 1.1),
+        ("EPOCHS", 0),
+        ("LEARNING_RATE", -0.1),
+        ("SEED", 0.5),
+        ("PRECISION", "float16"),
+    ],
+)
+def test_an_impossible_constant_is_refused(name, value, few_images, tmp_path, monkeypatch):
+    (tmp_path / "metrics.json").write_text("old")
+    with pytest.raises(SystemExit, match=f"{name} is .*: it must.*\\.$"):
+        run(tmp_path, monkeypatch, **{name: value})
+    assert (tmp_path / "metrics.json").read_text() == "old" and not list(tmp_path.glob("*.pt"))
 
 
 def test_load_model_refuses_another_file(tmp_path):

@@ -58,6 +58,37 @@ def test_a_refusal_is_one_sentence_and_status_1(script, setting, sentence, tmp_p
     assert (tmp_path / "metrics.json").read_text() == "old"
 
 
+def truncate(files):
+    files[0].write_bytes(files[0].read_bytes()[:-1000])
+
+
+def flip_a_bit(files):
+    content = bytearray(files[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[0].write_bytes(content)
+
+
+def swap(files):
+    first, second = (file.read_bytes() for file in files)
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, swap])
+@pytest.mark.parametrize("script", ["vae_joint", "cyclegan_colors"])
+def test_damaged_data_are_refused_before_training(script, damage, tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    shutil.copytree(Path(data.DATA_DIR) / "MNIST", tmp_path / "data" / "MNIST")
+    for extracted in raw.glob("*-ubyte"):
+        extracted.unlink()
+    files = sorted(raw.glob("*images*.gz"), reverse=True)  # the training images first
+    damage(files)
+    before = [file.read_bytes() for file in files]
+    ended = run_script(script, tmp_path / "out", f"data.DATA_DIR = Path({str(tmp_path / 'data')!r})")
+    refused(ended, f"{files[0]} is damaged or not MNIST's")
+    assert [file.read_bytes() for file in files] == before
+
+
 @pytest.mark.skipif(os.name == "nt", reason="permissions work otherwise there")
 def test_folders_without_permission(tmp_path, monkeypatch):
     shutil.copytree(Path(data.DATA_DIR) / "MNIST", tmp_path / "data" / "MNIST")

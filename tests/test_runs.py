@@ -177,9 +177,12 @@ def test_resume(tmp_path, capsys):
     assert "Starting afresh: RANGE was [1, 2] in the unfinished run, and is [1, 3]." in capsys.readouterr().out
     with pytest.raises(SystemExit, match="is not a checkpoint of this script"):
         runs.resume(tmp_path, constants, model=torch.nn.Linear(3, 3))
-    (tmp_path / "checkpoint.pt").write_bytes(b"half")
-    with pytest.raises(SystemExit, match="is damaged"):
-        runs.resume(tmp_path, constants, model=other)
+    for content in (b"half", pickle.dumps(Malicious())):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(SystemExit, match="is damaged"):
+            runs.resume(tmp_path, constants, model=other)
+        assert (tmp_path / "checkpoint.pt").read_bytes() == content
+    assert "code in the file was run" not in capsys.readouterr().out
 
 
 def test_the_homeworks_values_are_the_defaults():
