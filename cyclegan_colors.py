@@ -37,14 +37,14 @@ import runs
 # What leads to the right permutation of the ten colours. The gradient penalty on real images keeps the discriminators
 # smooth, so that they give a direction out of a wrong one; 0 turns it off. The cycle loss lets a generator that has
 # exchanged two colours learn from the other that has not; a large weight holds both to a wrong permutation, 0 is off.
-R1_WEIGHT = 4.0
+R1_WEIGHT = 0.3
 R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many times the weight, to save time
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
-CYCLE_WEIGHT = 1.0  # of the mean L1 distance of an image to itself there and back
+CYCLE_WEIGHT = 2.0  # of the mean L1 distance of an image to itself there and back
 
 # Training. Small batches and a high rate, which falls at the end: their noise leads out of wrong permutations, in which
 # the homework's 120 and 0.0003 may stay (README.md). Each epoch ends with a line of the log and a checkpoint.
-EPOCHS = 8
+EPOCHS = 10
 IMAGES_PER_EPOCH = 4000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 8  # images of each domain
 LEARNING_RATE = 0.002  # of all four networks

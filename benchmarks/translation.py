@@ -58,7 +58,6 @@ ROWS = {  # name of the row → (edits of the constants, seeds)
     "ten random colours, deranged": (derangement(random_names(0), 0), (0, 1)),
     "`CYCLE_WEIGHT = 0`": ({"CYCLE_WEIGHT": 0.0}, (0, 1)),
     "`CYCLE_WEIGHT = 10`": ({"CYCLE_WEIGHT": 10.0}, (0, 1)),
-    "no penalty": ({"R1_WEIGHT": 0.0}, (0, 1)),
     "no penalty, no cycle": (RECIPE | {"BETA1": 0.5}, (0, 1)),
     "no cycle, `BETA1 = 0.9`": ({"BETA1": 0.9, "CYCLE_WEIGHT": 0.0}, (0, 1)),
     "no penalty, no cycle, `BETA1 = 0.9`": (RECIPE, (0, 1)),
