@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -217,7 +218,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def save_torch(path: Path, value) -> None:
+def save_torch(path: Path, value: Any) -> None:
     """torch.save, whole."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
@@ -225,7 +226,7 @@ def save_torch(path: Path, value) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def load_torch(path: Path):
+def load_torch(path: Path) -> Any:
     """What save_torch wrote, on the CPU; no code in the file is ever run. Exits with one sentence if it is not that."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

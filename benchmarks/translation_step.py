@@ -66,6 +66,8 @@ def usual_way() -> float:
             loss.backward()
             d_optimizers[i].step()
             loss_g = bce(discriminators[i](fake), ones)
+            if cyclegan_colors.CYCLE_WEIGHT:
+                loss_g = loss_g + cyclegan_colors.CYCLE_WEIGHT * F.l1_loss(generators[1 - i](fake), source)
             g_optimizers[i].zero_grad()
             loss_g.backward()
             g_optimizers[i].step()

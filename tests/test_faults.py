@@ -127,6 +127,32 @@ def test_a_full_disk_while_a_checkpoint_is_written(script, tmp_path):
     assert (tmp_path / "metrics.json").read_text() == "old"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [("vae_joint", "plane.png"), ("vae_joint", "metrics.json"), ("cyclegan_colors", "training.gif")],
+)
+def test_a_full_disk_while_a_result_is_written(script, name, tmp_path):
+    """From the moment this file is begun the system refuses files above 100 bytes: the old one stays whole."""
+    (tmp_path / name).write_text("old")
+    limit = f"""
+        import contextlib, resource, runs, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        whole_file = runs.whole_file
+        @contextlib.contextmanager
+        def until_full(path):
+            with whole_file(path) as temporary:
+                if path.name == {name!r}:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+                yield temporary
+        runs.whole_file = until_full
+    """
+    ended = run_script(script, tmp_path, limit)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
+    assert f"{name} could not be written (File too large); what was there is unchanged." in ended.stderr
+    assert (tmp_path / name).read_text() == "old" and not list(tmp_path.glob("*.tmp*"))
+
+
 def test_a_truncated_judge_is_refused_before_training(tmp_path):
     path = tmp_path / "judge" / "MNIST" / "judge.pt"
     path.parent.mkdir(parents=True)
