@@ -61,7 +61,7 @@ def test_the_discriminators_loss_is_bce_plus_half_the_penalty_on_real_images():
 
 def test_the_defaults():
     constants = runs.constants(vars(cyclegan_colors))
-    assert constants["CYCLE_WEIGHT"] == 0 and constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5
+    assert constants["CYCLE_WEIGHT"] == 2 and constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5
     assert constants["EPOCHS"] * constants["IMAGES_PER_EPOCH"] / constants["BATCH_SIZE"] <= 20 * 250  # updates
 
 
