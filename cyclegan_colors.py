@@ -43,8 +43,8 @@ R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many t
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
 CYCLE_WEIGHT = 2.0  # of the mean L1 distance of an image to itself there and back
 
-# Training. Small batches and a high rate, which falls at the end: in the runs that README.md tells of, the
-# homework's 120 and 0.0003 ended in a wrong permutation. Each epoch ends with a line of the log and a checkpoint.
+# Training. Small batches and a high rate, which falls at the end: a run with the homework's 120 and 0.0003 ended in a
+# wrong permutation (README.md). Each epoch ends with a line of the log and a checkpoint.
 EPOCHS = 10
 IMAGES_PER_EPOCH = 4000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 8  # images of each domain
@@ -158,9 +158,8 @@ def main() -> dict:
     train_a, train_b = (images[half_a], colors_a[digits[half_a]]), (images[half_b], colors_b[digits[half_b]])
     del images, digits
 
-    def network(
-        cls: type,
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:  # channels_last and fused: the same up to rounding, but faster
+    def network(cls: type) -> tuple[nn.Module, torch.optim.Optimizer]:
+        # channels_last and fused: faster, and the same up to rounding
         module = cls().to(device, memory_format=torch.channels_last)
         return module, torch.optim.Adam(module.parameters(), LEARNING_RATE, betas=(BETA1, 0.999), fused=True)
 
