@@ -41,7 +41,7 @@ import runs
 R1_WEIGHT = 0.3
 R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many times the weight, to save time
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
-CYCLE_WEIGHT = 2.0  # of the mean L1 distance of an image to itself there and back
+CYCLE_WEIGHT = 2.0  # of the mean L1 distance of an image to itself there and back; a large one slows the search
 
 # Training. Small batches and a high rate, which falls at the end: a run with the homework's 120 and 0.0003 ended in a
 # wrong permutation (README.md). Each epoch ends with a line of the log and a checkpoint.
