@@ -1,6 +1,7 @@
 """What a run needs around its training loop: constants, device, checkpoints, and files that are written whole."""
 
 import contextlib
+import ctypes
 import importlib.metadata
 import io
 import json
@@ -101,6 +102,7 @@ def begin(output_dir: Path, constants: dict) -> torch.device:
         raise SystemExit(f"TAU_MIN is {constants['TAU_MIN']}: it must not exceed TAU_START, {constants['TAU_START']}.")
     device = _device(constants.get("DEVICE", "auto"))
     _take(Path(output_dir))
+    keep_freed_memory()
     sys.excepthook = _one_line_on_interrupt
     print(*(f"{name} = {value!r}" for name, value in constants.items()), sep="\n")
     print(", ".join(f"{name} {value}" for name, value in versions(device, constants.get("PRECISION")).items()))
@@ -179,6 +181,18 @@ def _take(folder: Path) -> None:
     except OSError:
         pass  # a file system without locks
     _locks[folder] = file
+
+
+def keep_freed_memory() -> None:
+    """Has this process keep the memory it frees, where the C library is glibc (Linux); elsewhere does nothing.
+
+    A training step frees what the next one needs. Given back to the system and taken anew, page by page, it costs a
+    tenth to a fifth of a step.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the free memory from which on some is given back
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: larger blocks are given back at once; this is the most it takes
 
 
 def _one_line_on_interrupt(kind, error, traceback) -> None:

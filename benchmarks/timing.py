@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -64,6 +66,12 @@ def step_seconds(script: ModuleType, steps: int, **options) -> float:
     """The mean of so many steps, after eleven that are not counted; options as above."""
     stamps = first_epoch(script, steps + 11, **options)
     return (stamps[-1] - stamps[10]) / steps
+
+
+def apart(function: Callable, *args):
+    """What function(*args) returns, called in a new process, where the scripts have not changed how memory is kept."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def repeated(functions: dict[str, Callable], repeats: int = 5) -> dict[str, list]:

@@ -104,7 +104,7 @@ def main() -> None:
         (vae_joint, vae_joint.JointVAE(2, 3, 20)),
     ):
         functions = {
-            "usual": lambda model=model: usual_way(model),
+            "usual": lambda model=model: timing.apart(usual_way, model),
             "script": lambda script=script: script_way(script),
             "floor": lambda model=model, script=script: floor(model, script.PRECISION),
         }
