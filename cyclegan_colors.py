@@ -77,6 +77,10 @@ class Discriminator(nn.Sequential):
             nn.ReLU(),
             nn.Linear(128, 1),
         )
+        for layer in self:  # He et al. 2015: torch's own weights are 2.4 times smaller, and the first answers too faint
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
 
 class Generator(nn.Sequential):

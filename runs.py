@@ -8,9 +8,10 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ RULES = {
     "IMAGES_PER_EPOCH": _whole(1),
     "DECAY_FROM": (lambda v: type(v) in (int, float) and 0 <= v <= 1, "a share from 0 to 1"),
     "PRECISION": (lambda v: v in ("auto", "bfloat16", "float32"), "'auto', 'bfloat16' or 'float32'"),
+    "COMPILE": _SWITCH,
     "DEVICE": (lambda v: v in ("auto", "cpu", "cuda", "mps"), "'auto', 'cpu', 'cuda' or 'mps'"),
 }
 
@@ -153,6 +155,16 @@ def autocast(device: torch.device, name: str) -> torch.autocast:
     why = " (no fast bfloat16 is known here)" if name == "auto" and dtype == torch.float32 else ""
     print(f"Training in {str(dtype).removeprefix('torch.')}{why}; scores are computed in float32.", flush=True)
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
+
+
+def compiled(function: Callable, switch: bool) -> Callable:
+    """The function as torch.compile makes it, if the switch is True. Exits with one sentence without a compiler."""
+    if not switch:
+        return function
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        raise SystemExit("COMPILE is True, which needs a C++ compiler, and there is none on the path: set it to False.")
+    print("Compiling: the first step takes longer.", flush=True)
+    return torch.compile(function)
 
 
 _locks = {}  # folder → the open file whose lock says that this process writes there; the system frees it at our end

@@ -35,6 +35,7 @@ LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
 PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
+COMPILE = False  # True: torch.compile; each step takes less, the first half a minute; needs a C++ compiler
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 # Figures. Four requests of (digit, hue in degrees), and the step of the grid around the spot found for each.
@@ -138,6 +139,7 @@ def main() -> dict:
     constants = runs.constants(globals())
     device = runs.begin(OUTPUT_DIR, constants)
     fast = runs.autocast(device, PRECISION)  # a context: matrix products in bfloat16, where that is faster
+    terms_of = runs.compiled(elbo_terms, COMPILE)
     train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
     runs.check_batch_size(BATCH_SIZE, len(train.images))
     metrics.judge(device)  # trained now, if it has to be
@@ -158,7 +160,7 @@ def main() -> dict:
         for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
             x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28)
             with fast:
-                terms = elbo_terms(model, x)
+                terms = terms_of(model, x)
             loss = sum(terms.values())
             optimizer.zero_grad()
             loss.backward()

@@ -47,6 +47,7 @@ DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name on
 # Precision of the network in training. "auto" is "bfloat16" on a CPU that is fast at it, else "float32": less time,
 # the same loss, and a little less control on demand (README.md).
 PRECISION = "float32"
+COMPILE = False  # True: torch.compile; each step takes less, the first half a minute; needs a C++ compiler
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_discrete"
@@ -160,6 +161,7 @@ def main() -> dict:
     constants = runs.constants(globals())
     device = runs.begin(OUTPUT_DIR, constants)
     fast = runs.autocast(device, PRECISION)  # a context: matrix products in bfloat16, where that is faster
+    terms_of = runs.compiled(elbo_terms, COMPILE)
     train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
     runs.check_batch_size(BATCH_SIZE, len(train.images))
     metrics.judge(device)  # trained now, if it has to be
@@ -181,7 +183,7 @@ def main() -> dict:
             tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
             x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28)
             with fast:
-                terms = elbo_terms(model, x, tau, HARD)
+                terms = terms_of(model, x, tau, HARD)
             loss = sum(terms.values())
             optimizer.zero_grad()
             loss.backward()

@@ -39,6 +39,7 @@ SCRIPT_DIR = Path(runs.__file__).parent
         ("TAU_MIN", 0),
         ("TAU_MIN", 2),
         ("TAU_DECAY", -1),
+        ("COMPILE", 1),
         ("SEED", -1),
         ("SEED", 2**64),
         ("BETA", -0.1),

@@ -1,6 +1,7 @@
 import inspect
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -316,3 +317,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(script, few_images, tmp_path, m
     with pytest.raises(SystemExit, match=r"The loss became nan in epoch 1, step 0"):
         run(script, tmp_path, monkeypatch, EPOCHS=1)
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_steps_train_as_well(few_images, tmp_path, monkeypatch):
+    losses = [
+        run(vae_joint, tmp_path / str(switch), monkeypatch, EPOCHS=3, BATCH_SIZE=40, COMPILE=switch)["test_loss"]
+        for switch in (False, True)
+    ]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)  # other random numbers
+
+
+def test_compiling_without_a_compiler_is_refused(few_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="^COMPILE is True, which needs a C\\+\\+ compiler.*\\.$"):
+        run(vae_discrete, tmp_path, monkeypatch, COMPILE=True)
+    assert not list(tmp_path.glob("*.p*"))
