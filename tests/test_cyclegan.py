@@ -40,6 +40,15 @@ def test_networks():
     assert generator(x).shape == x.shape and discriminator(x).shape == (2, 1)
 
 
+def test_the_discriminators_first_weights_are_he_et_als():
+    torch.manual_seed(0)
+    layers = [m for m in Discriminator() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        inputs = layer.weight[0].numel()  # of a unit
+        assert layer.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.2) and not layer.bias.any()
+    assert len(layers) == 4
+
+
 def test_the_discriminators_loss_is_bce_plus_half_the_penalty_on_real_images():
     torch.manual_seed(0)
     discriminator = Discriminator()
@@ -59,10 +68,11 @@ def test_the_discriminators_loss_is_bce_plus_half_the_penalty_on_real_images():
     assert torch.allclose(loss(discriminator, real, fake, 10), expected + 10 / 2 * penalty)
 
 
-def test_the_defaults():
+def test_the_defaults_are_the_homeworks_where_it_speaks():
     constants = runs.constants(vars(cyclegan_colors))
-    assert constants["CYCLE_WEIGHT"] == 2 and constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5
-    assert constants["EPOCHS"] * constants["IMAGES_PER_EPOCH"] / constants["BATCH_SIZE"] <= 20 * 250  # updates
+    assert (constants["BATCH_SIZE"], constants["LEARNING_RATE"]) == (120, 0.0003)
+    assert constants["IMAGES_PER_EPOCH"] == 30_000 and constants["EPOCHS"] <= 20  # an epoch: one pass over a half
+    assert constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5 and constants["CYCLE_WEIGHT"] == 2
 
 
 def test_the_domains_wear_the_same_colors_shifted_by_a_digit():

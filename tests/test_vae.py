@@ -330,6 +330,6 @@ def test_compiled_steps_train_as_well(few_images, tmp_path, monkeypatch):
 
 def test_compiling_without_a_compiler_is_refused(few_images, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(SystemExit, match="^COMPILE is True, which needs a C\\+\\+ compiler.*\\.$"):
+    with pytest.raises(SystemExit, match=r"^COMPILE is True, which needs a C\+\+ compiler.*\.$"):
         run(vae_discrete, tmp_path, monkeypatch, COMPILE=True)
     assert not list(tmp_path.glob("*.p*"))
