@@ -207,6 +207,12 @@ def keep_freed_memory() -> None:
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: larger blocks are given back at once; this is the most it takes
 
 
+def give_memory_back() -> None:
+    """Returns to the system what keep_freed_memory has kept so far: for when what follows needs blocks of other sizes."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def _one_line_on_interrupt(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
         there = any((folder / "checkpoint.pt").exists() for folder in _locks)
