@@ -208,7 +208,7 @@ def keep_freed_memory() -> None:
 
 
 def give_memory_back() -> None:
-    """Returns to the system what keep_freed_memory has kept so far: for when what follows needs blocks of other sizes."""
+    """Returns to the system what keep_freed_memory has kept so far: for when blocks of other sizes are needed next."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
