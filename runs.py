@@ -198,8 +198,8 @@ def _take(folder: Path) -> None:
 def keep_freed_memory() -> None:
     """Has this process keep the memory it frees, where the C library is glibc (Linux); elsewhere does nothing.
 
-    A training step frees what the next one needs. Given back to the system and taken anew, page by page, it costs a
-    tenth to a fifth of a step.
+    A training step frees what the next one needs. Given back to the system and taken anew, page by page, it costs time
+    at every step, most of all on a virtual machine.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
         mallopt = ctypes.CDLL("libc.so.6").mallopt
