@@ -53,8 +53,8 @@ DERANGED = derangement(data.DOMAIN_A, 0)
 ROWS = {  # name of the row → (edits of the constants, seeds)
     "as it stands": ({}, (0, 1, 2, 3, 4)),
     "fast": (FAST, (0, 1, 2, 3, 4)),
-    "fast, ten evenly spaced hues": (FAST | spaced_hues(), (0, 1)),
-    "fast, a random derangement": (FAST | DERANGED, (0, 1)),
+    "fast, ten evenly spaced hues": (FAST | spaced_hues(), (0,)),
+    "fast, a random derangement": (FAST | DERANGED, (0,)),
     "fast, ten random colours, deranged": (FAST | derangement(random_names(0), 0), (0, 1)),
     "fast, `CYCLE_WEIGHT = 10`": (FAST | {"CYCLE_WEIGHT": 10.0}, (0, 1)),
     "fast, `CYCLE_WEIGHT = 0`": (FAST | {"CYCLE_WEIGHT": 0.0}, (0, 1)),
