@@ -266,7 +266,7 @@ def main() -> dict:
         log()
         runs.checkpoint(OUTPUT_DIR, constants, history, **parts)
 
-    runs.give_memory_back()  # scores need other blocks than training steps: 0.1 GB less at the peak
+    runs.give_memory_back()  # scores need larger blocks than training steps
     results, rows, maps = {}, {}, {}
     for name, (_, _, target) in directions.items():
         x, outputs, truth = translate(name, test_images, test_digits)
