@@ -49,9 +49,19 @@ def random_names(seed: int) -> tuple[str, ...]:
     return tuple(names[:10])
 
 
+RECIPE = {"HE_WEIGHTS": False, "R1_WEIGHT": 0.0, "BETA1": 0.9, "CYCLE_WEIGHT": 0.0}  # the homework's
 DERANGED = derangement(data.DOMAIN_A, 0)
 ROWS = {  # name of the row → (edits of the constants, seeds)
     "as it stands": ({}, (0, 1, 2, 3, 4)),
+    "ten evenly spaced hues": (spaced_hues(), (0,)),
+    "a random derangement": (DERANGED, (0,)),
+    "ten random colours, deranged": (derangement(random_names(0), 0), (0, 1)),
+    "`CYCLE_WEIGHT = 10`": ({"CYCLE_WEIGHT": 10.0}, (0, 1)),
+    "`CYCLE_WEIGHT = 0`": ({"CYCLE_WEIGHT": 0.0}, (0, 1)),
+    "`HE_WEIGHTS = False`": ({"HE_WEIGHTS": False}, (0, 1)),
+    "the homework's recipe": (RECIPE, (0, 1)),
+    "the recipe, `BETA1 = 0.5`": (RECIPE | {"BETA1": 0.5}, (0, 1)),
+    "the recipe, `R1_WEIGHT = 0.3`": (RECIPE | {"R1_WEIGHT": 0.3}, (0, 1)),
     "fast": (FAST, (0, 1, 2, 3, 4)),
     "fast, ten evenly spaced hues": (FAST | spaced_hues(), (0,)),
     "fast, a random derangement": (FAST | DERANGED, (0,)),
