@@ -40,7 +40,7 @@ import runs
 # being bent into others, and lets a generator that has exchanged two colours learn from the other that has not; a wrong
 # permutation and its inverse it cannot see. 0 turns either off.
 HE_WEIGHTS = True  # first weights of the discriminators after He et al. 2015; False: torch's own, 2.4 times smaller
-R1_WEIGHT = 0.3
+R1_WEIGHT = 0.3  # of the penalty, half the mean squared gradient
 R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many times the weight, to save time
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
 CYCLE_WEIGHT = 2.0  # of the mean L1 distance of an image to itself there and back; a large one slows the search
@@ -57,7 +57,7 @@ DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name on
 PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
-constants_of_data = ("DATASET", "DOMAIN_A", "DOMAIN_B")  # data.py's that decide what is seen here, for runs.constants
+constants_of_data = ("DATASET", "DOMAIN_A", "DOMAIN_B")  # data.py's, recorded among the constants of a run
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "cyclegan_colors"
 
 # Shapes below: B batch.
@@ -86,13 +86,16 @@ class Discriminator(nn.Sequential):
 
 
 class Generator(nn.Sequential):
-    """Images (B, 3, 28, 28) of one domain → images of the other, (B, 3, 28, 28), not confined to [0, 1]."""
+    """Images (B, 3, 28, 28) of one domain → images of the other, (B, 3, 28, 28), not confined to [0, 1].
+
+    A pixel is made from the 7 × 7 around it: enough to recolour a digit by its strokes, and to bend them a little.
+    """
 
     def __init__(self):
         super().__init__(
             nn.Conv2d(3, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 2, padding=1),  # (B, 64, 29, 29)
+            nn.Conv2d(32, 64, 2, padding=1),  # (B, 64, 29, 29); the even sizes, 2 and then 4, cancel each other
             nn.ReLU(),
             nn.Conv2d(64, 3, 4, padding=1),  # (B, 3, 28, 28)
         )
@@ -228,7 +231,7 @@ def main() -> dict:
             zip(batches_a, batches_b, strict=True), f"epoch {epoch}/{EPOCHS}", n_batches, leave=False, disable=None
         ):
             # Share of the rate that is left: above 1 until DECAY_FROM, then down to 0.
-            left = (1 - step / steps) / max(1 - DECAY_FROM, 1 / steps)
+            left = (1 - step / steps) / max(1 - DECAY_FROM, 1 / steps)  # 1 / steps: for a DECAY_FROM of 1
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, left)
             r1_weight = R1_WEIGHT * R1_EVERY if step % R1_EVERY == 0 else 0
@@ -247,7 +250,8 @@ def main() -> dict:
                 loss_d.backward()
                 d_optimizer.step()
 
-                for frozen in (discriminator, to_source):  # the generator's step needs no gradients of their weights
+                # The generator's step changes neither of these: in the cycle, the way back is not trained.
+                for frozen in (discriminator, to_source):
                     frozen.requires_grad_(False)
                 with fast:
                     loss_g = F.softplus(-discriminator(fake).float()).mean()  # BCE of the fakes with 1

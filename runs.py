@@ -341,12 +341,12 @@ def first_difference(before: dict, now: dict) -> str | None:
 
 
 def check_finite(loss: float, epoch: int, step: int, last: float) -> None:
-    """Ends the run, with one sentence, at the first loss that is not a finite number. `last` is the one before it."""
+    """Ends the run, with one sentence, at the first loss that is not finite. `last` is the one before; NaN if none."""
     if not math.isfinite(loss):
+        before = f" (it was {last:.6g} a step before)" if math.isfinite(last) else ""
         kept = f" The checkpoint of epoch {epoch - 1} is kept." if epoch > 1 else ""
         raise SystemExit(
-            f"The loss became {loss} in epoch {epoch}, step {step} (it was {last:.6g} a step before): try a lower "
-            f"LEARNING_RATE.{kept}"
+            f"The loss became {loss} in epoch {epoch}, step {step}{before}: try a lower LEARNING_RATE.{kept}"
         )
 
 

@@ -5,9 +5,8 @@
 The usual way: a Dataset that colours an image with PIL when it is asked for, a DataLoader with four workers, float32,
 Adam as it comes, the same network, torch's own binary cross-entropy. The floor: the matrix products of forward and
 backward at the same batch size in the precision that the script trains in. A step of the script is timed as the file
-stands and with COMPILE = True. Medians of the repeats, each the mean over
-an epoch; ratios with their range over the repeats. An epoch of a script has its test pass and its checkpoint in it,
-one of the usual way neither.
+stands and with COMPILE = True. Medians of the repeats, each the mean over an epoch; ratios with their range over the
+repeats. An epoch of a script has its test pass and its checkpoint in it, one of the usual way neither.
 """
 
 import time

@@ -40,12 +40,16 @@ def test_networks():
     assert generator(x).shape == x.shape and discriminator(x).shape == (2, 1)
 
 
-def test_the_discriminators_first_weights_are_he_et_als():
+@pytest.mark.parametrize("he_weights", [True, False])
+def test_the_discriminators_first_weights_are_he_et_als_or_torchs(he_weights, monkeypatch):
+    monkeypatch.setattr(cyclegan_colors, "HE_WEIGHTS", he_weights)
     torch.manual_seed(0)
     layers = [m for m in Discriminator() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in layers:
         inputs = layer.weight[0].numel()  # of a unit
-        assert layer.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.2) and not layer.bias.any()
+        variance = 2 / inputs if he_weights else 1 / (3 * inputs)  # torch: uniform to ± inputs ** -0.5
+        assert layer.weight.std().item() == pytest.approx(variance**0.5, rel=0.2)
+        assert layer.bias.any() != he_weights
     assert len(layers) == 4
 
 
@@ -201,6 +205,7 @@ def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("HE_WEIGHTS", 1),
         ("R1_WEIGHT", -1),
         ("R1_EVERY", 0),
         ("BETA1", 1),
