@@ -57,7 +57,6 @@ ROWS = {  # name of the row → (edits of the constants, seeds)
     "as it stands": ({}, (0, 1, 2, 3, 4)),
     "ten evenly spaced hues": (spaced_hues(), (0,)),
     "a random derangement": (DERANGED, (0,)),
-    "ten random colours, deranged": (derangement(random_names(0), 0), (0, 1)),
     "`CYCLE_WEIGHT = 10`": ({"CYCLE_WEIGHT": 10.0}, (0, 1)),
     "`CYCLE_WEIGHT = 0`": ({"CYCLE_WEIGHT": 0.0}, (0, 1)),
     "`HE_WEIGHTS = False`": ({"HE_WEIGHTS": False}, (0, 1)),
