@@ -69,9 +69,14 @@ def step_seconds(script: ModuleType, steps: int, **options) -> float:
 
 
 def apart(function: Callable, *args):
-    """What function(*args) returns, called in a new process, where the scripts have not changed how memory is kept."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    """What function(*args) returns, called in a new process: what ran before has no say in how memory is kept there."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_workers_as_usual) as pool:
         return pool.submit(function, *args).result()
+
+
+def _start_workers_as_usual() -> None:
+    """Else a DataLoader would start its workers as this process was started: anew, with all imports."""
+    multiprocessing.set_start_method(None, force=True)
 
 
 def repeated(functions: dict[str, Callable], repeats: int = 5) -> dict[str, list]:

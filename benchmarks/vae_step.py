@@ -6,9 +6,12 @@ The usual way: a Dataset that colours an image with PIL when it is asked for, a 
 Adam as it comes, the same network, torch's own binary cross-entropy. The floor: the matrix products of forward and
 backward at the same batch size in the precision that the script trains in. A step of the script is timed as the file
 stands and with COMPILE = True. Medians of the repeats, each the mean over an epoch; ratios with their range over the
-repeats. An epoch of a script has its test pass and its checkpoint in it, one of the usual way neither.
+repeats. Each is measured in a process of its own. An epoch of a script has its test pass and its checkpoint in it, one
+of the usual way neither.
 """
 
+import functools
+import importlib
 import time
 
 import torch
@@ -70,15 +73,17 @@ def usual_way(model: nn.Module) -> tuple[float, float]:
     return (stamps[-1] - stamps[10]) / (len(stamps) - 11), stamps[-1] - started
 
 
-def script_way(script, **constants) -> tuple[float, float]:
-    """The same of the script."""
-    stamps = timing.first_epoch(script, DEVICE="cpu", BATCH_SIZE=BATCH_SIZE, **constants)
+def script_way(name: str, compiled: bool) -> tuple[float, float]:
+    """The same of the script of that name."""
+    script = importlib.import_module(name)
+    stamps = timing.first_epoch(script, DEVICE="cpu", BATCH_SIZE=BATCH_SIZE, COMPILE=compiled)
     step = (stamps[-3] - stamps[10]) / (len(stamps) - 13)  # the last two: test pass, checkpoint
     return step, stamps[-1] - stamps[0] + step
 
 
 def floor(model: nn.Module, precision: str) -> float:
     """Seconds of the matrix products of a step: y = xW, and the gradients of W and, but for the first layer, of x."""
+    runs.keep_freed_memory()  # as the scripts do
     dtype = runs.precision(precision, torch.device("cpu"))
     sizes = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
     products = []
@@ -103,13 +108,13 @@ def main() -> None:
         (vae_discrete, vae_discrete.DiscreteVAE(3, 20)),
         (vae_joint, vae_joint.JointVAE(2, 3, 20)),
     ):
-        functions = {
-            "usual": lambda model=model: timing.apart(usual_way, model),
-            "script": lambda script=script: script_way(script),
-            "compiled": lambda script=script: script_way(script, COMPILE=True),
-            "floor": lambda model=model, script=script: floor(model, script.PRECISION),
+        calls = {
+            "usual": (usual_way, model),
+            "script": (script_way, script.__name__, False),
+            "compiled": (script_way, script.__name__, True),
+            "floor": (floor, model, script.PRECISION),
         }
-        values = timing.repeated(functions, REPEATS)
+        values = timing.repeated({key: functools.partial(timing.apart, *call) for key, call in calls.items()}, REPEATS)
         step, epoch = ({name: [pair[i] for pair in values[name]] for name in ("script", "usual")} for i in range(2))
         compiled = [pair[0] for pair in values["compiled"]]
         above = {"floor": values["floor"], "script": step["script"], "compiled": compiled}

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -83,6 +84,12 @@ def test_steps_are_timed_from_outside_and_everything_is_put_back(few_images):
     assert len(stamps) == 15 + 1 + 1 and stamps == sorted(stamps)  # steps, test pass, checkpoint
     assert 0 < timing.step_seconds(vae_continuous, 3, images=300, BATCH_SIZE=20) < 10
     assert before == (runs.check_finite, data.load, vae_continuous.OUTPUT_DIR, vae_continuous.BATCH_SIZE)
+
+
+def test_apart_is_another_process_that_starts_workers_as_usual():
+    assert timing.apart(os.getpid) != os.getpid()
+    asked = "__import__('multiprocessing').get_start_method()"
+    assert timing.apart(eval, asked) == eval(asked)
 
 
 def test_rows_of_ratios():
