@@ -43,7 +43,7 @@ HE_WEIGHTS = True  # first weights of the discriminators after He et al. 2015; F
 R1_WEIGHT = 0.3  # of the penalty, half the mean squared gradient
 R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many times the weight, to save time
 BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
-CYCLE_WEIGHT = 2.0  # of the mean L1 distance of an image to itself there and back; a large one slows the search
+CYCLE_WEIGHT = 2.0  # of the mean L1 distance of an image to itself there and back; a large one may slow the search
 
 # Training. Each epoch ends with a line of the log and a checkpoint. Five times faster, and not as steady:
 # EPOCHS = 10, IMAGES_PER_EPOCH = 4000, BATCH_SIZE = 8, LEARNING_RATE = 0.002, DECAY_FROM = 0.6.
