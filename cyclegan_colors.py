@@ -38,7 +38,7 @@ import runs
 # What leads to the right permutation of the ten colours (README.md has the runs). The gradient penalty on real images
 # keeps the discriminators smooth, so that they give a direction out of a wrong one. The cycle loss keeps digits from
 # being bent into others, and lets a generator that has exchanged two colours learn from the other that has not; a wrong
-# permutation and its inverse it cannot see. 0 turns either off.
+# permutation and its inverse it cannot see. A weight of 0 turns either off.
 HE_WEIGHTS = True  # first weights of the discriminators after He et al. 2015; False: torch's own, 2.4 times smaller
 R1_WEIGHT = 0.3  # of the penalty, half the mean squared gradient
 R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many times the weight, to save time
