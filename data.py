@@ -205,3 +205,9 @@ def colored_set(train: bool, device: torch.device) -> ColoredSet:
     images, digits = load(train)
     colors = random_colors(len(images), TRAIN_COLOR_SEED if train else TEST_COLOR_SEED)
     return ColoredSet(images.to(device), digits.to(device), colors.to(device))
+
+
+def mean_image(colored: ColoredSet) -> Tensor:
+    """The mean of a set's images in their colours, float32 (3, 28, 28) in [0, 1]."""
+    grey = colored.images.flatten(1) / 255  # (n, 784)
+    return (colored.colors.T @ grey / len(grey)).view(3, 28, 28)

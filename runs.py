@@ -59,6 +59,7 @@ RULES = {
         "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
     ),
     "RESUME": _SWITCH,
+    "START_AT_MEAN": _SWITCH,
     "HE_WEIGHTS": _SWITCH,
     "R1_WEIGHT": _number(0, included=True),
     "R1_EVERY": _whole(1),

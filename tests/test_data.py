@@ -140,3 +140,8 @@ def test_colorize_is_grey_level_times_color(test_set):
     order = torch.randperm(50)
     assert torch.equal(data.colorize(images[order], colors[order]), x[order])
     assert torch.allclose(x.amax(1), images / 255)  # at full value the brightest channel is the grey level
+
+
+def test_mean_image(test_set):
+    expected = data.colorize(test_set.images, test_set.colors).mean(0)
+    assert torch.allclose(data.mean_image(test_set), expected, atol=1e-6)
