@@ -268,7 +268,7 @@ def information(latents: dict[str, slice], codes: Tensor, images: data.ColoredSe
 
 
 def latent_usage(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict[str, dict]:
-    """KL, mutual information and categories in use of each latent on test images; prints a line for a dead one."""
+    """KL, mutual information and categories in use of each latent on test images; warns of one that is of no use."""
     index = torch.arange(len(test.images), device=test.images.device)
     kl = _in_batches(lambda i: model.kl(data.colorize(test.images[i], test.colors[i])), index).mean(0)
     usage = information(model.latents, codes, test)
@@ -278,6 +278,8 @@ def latent_usage(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict
             usage[name]["categories_used"] = len(codes[:, columns].argmax(1).unique())
         if nats < 0.01:
             print(f"Warning: latent {name} is dead (KL {nats:.4f} nats): the decoder learns nothing from it.")
+        elif usage[name].get("categories_used") == 1:
+            print(f"Warning: latent {name} is stuck: all test images are in one of its categories.")
     return usage
 
 

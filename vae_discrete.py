@@ -42,7 +42,7 @@ HARD = False  # True: one-hot samples in the forward pass, the relaxed ones' gra
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-START_AT_MEAN = True  # the first pictures are the mean training image; False: grey ones, and some seeds get stuck there
+START_AT_MEAN = True  # the decoder starts at the mean training image; False: at grey, and variables may get stuck
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
 PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
@@ -120,11 +120,12 @@ def categorical_kl(log_q: Tensor) -> Tensor:
 def start_at(model: DiscreteVAE, image: Tensor) -> None:
     """Sets the last layer's biases to the logits of an image (3, 28, 28) in [0, 1]: pictures start out near it.
 
-    From torch's own biases they start out grey. The first steps then have to darken every pixel, and push all weights
-    with it: all variables may end up in a single category each, where next to no gradient leads out.
+    With torch's own biases they start out grey, and what the first steps learn is to darken all pixels of all images
+    alike. The encoder learns it, too, and may come to give every image the same categories: the softmax is saturated
+    then, and next to no gradient leads out.
     """
     with torch.no_grad():
-        model.decoder[4].bias.copy_(image.clamp(0.001, 0.999).logit().flatten())
+        model.decoder[4].bias.copy_(image.clamp(0.001, 0.999).logit().flatten())  # finite for always black pixels
 
 
 def elbo_terms(model: DiscreteVAE, x: Tensor, tau: float, hard: bool = False) -> dict[str, Tensor]:
@@ -196,7 +197,7 @@ def main() -> dict:
             step += 1
 
         row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
-        with fast:
+        with fast:  # as in training; the scores below are computed in float32
             test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
         runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
         row |= {f"test_{name}": value for name, value in test_terms.items()}

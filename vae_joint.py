@@ -205,7 +205,7 @@ def main() -> dict:
             step += 1
 
         row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
-        with fast:
+        with fast:  # as in training; the scores below are computed in float32
             test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
         runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
         row |= {f"test_{name}": value for name, value in test_terms.items()}

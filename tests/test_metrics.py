@@ -232,6 +232,10 @@ def test_a_dead_latent_is_named(test_set, perfect, capsys):
     assert usage["v1"]["categories_used"] == 2 and usage["v2"]["categories_used"] == 10
     out = capsys.readouterr().out
     assert "latent v1 is dead" in out and out.count("Warning") == 1
+    codes = perfect.codes(few)
+    codes[:, perfect.latents["v2"]] = torch.eye(10)[3]
+    assert metrics.latent_usage(perfect, codes, few)["v2"]["categories_used"] == 1
+    assert "latent v2 is stuck" in capsys.readouterr().out
 
 
 def test_first_of_each_digit(test_set):
