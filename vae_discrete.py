@@ -4,8 +4,8 @@ The code is three choices of one in twenty. Digit and hue are not kept apart: so
 
     python vae_discrete.py       # edit the constants below, run again
 
-Result, mean ± sd of seeds 0, 1, 2: test loss 244.8 ± 3.1 nats; digit and hue both right on demand 93.3 ± 3.9%, by swap
-24.7 ± 15.5%. Seed 0 took 3.6 minutes on 2 cores of an AMD EPYC in float32, torch 2.14.1.
+Result, mean ± sd of seeds 0, 1, 2: test loss 243.0 ± 1.5 nats; digit and hue both right on demand 93.3 ± 2.2%, by swap
+32.2 ± 9.4%. Seed 0 took 3.9 minutes on 2 cores of an AMD EPYC in float32, torch 2.15.0.
 
 Papers: Kingma & Welling, Auto-Encoding Variational Bayes, 2014 (the ELBO); Jang, Gu & Poole, Categorical
 Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete Distribution, 2017 (the latent).
@@ -42,11 +42,13 @@ HARD = False  # True: one-hot samples in the forward pass, the relaxed ones' gra
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-START_AT_MEAN = True  # the decoder starts at the mean training image; False: at grey, and variables may get stuck
+START_AT_MEAN = False  # True: the decoder starts at the mean training image; no seed was seen to get stuck (start_at)
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
-PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-COMPILE = False  # True: torch.compile; each step takes less, the first half a minute; needs a C++ compiler
+# Precision of the network in training. "auto" is "bfloat16" on a CPU that is fast at it, else "float32": less time, at
+# the price of a nat and of some control on demand (README.md).
+PRECISION = "float32"
+COMPILE = False  # True: torch.compile; the first step takes up to half a minute, the others less; needs a C++ compiler
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_discrete"
@@ -121,8 +123,8 @@ def start_at(model: DiscreteVAE, image: Tensor) -> None:
     """Sets the last layer's biases to the logits of an image (3, 28, 28) in [0, 1]: pictures start out near it.
 
     With torch's own biases they start out grey, and what the first steps learn is to darken all pixels of all images
-    alike. The encoder learns it, too, and may come to give every image the same categories: the softmax is saturated
-    then, and next to no gradient leads out.
+    alike. The encoder learns it, too, and in some seeds comes to give every image the same categories: the softmax is
+    saturated then, and next to no gradient leads out.
     """
     with torch.no_grad():
         model.decoder[4].bias.copy_(image.clamp(0.001, 0.999).logit().flatten())  # finite for always black pixels
