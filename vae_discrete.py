@@ -48,7 +48,7 @@ DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name on
 # Precision of the network in training. "auto" is "bfloat16" on a CPU that is fast at it, else "float32": less time, at
 # the price of a nat and of some control on demand (README.md).
 PRECISION = "float32"
-COMPILE = False  # True: torch.compile; a first step of up to half a minute, for little (README.md); needs a C++ compiler
+COMPILE = False  # True: torch.compile; a first step of up to half a minute, for little gain; needs a C++ compiler
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_discrete"

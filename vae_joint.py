@@ -52,7 +52,7 @@ LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
 PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-COMPILE = False  # True: torch.compile; a first step of up to half a minute, for little (README.md); needs a C++ compiler
+COMPILE = False  # True: torch.compile; a first step of up to half a minute, for little gain; needs a C++ compiler
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 # Figures.
