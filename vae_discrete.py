@@ -42,7 +42,7 @@ HARD = False  # True: one-hot samples in the forward pass, the relaxed ones' gra
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-START_AT_MEAN = False  # True: the decoder starts at the mean training image; no seed was seen to get stuck (start_at)
+START_AT_MEAN = False  # True: pictures start out as the mean training image (see start_at): surer, worse by swap
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
 # Precision of the network in training. "auto" is "bfloat16" on a CPU that is fast at it, else "float32": less time, at

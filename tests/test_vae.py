@@ -308,7 +308,7 @@ def test_the_discrete_model_starts_at_the_mean_image_if_it_is_told_to(few_images
         (vae_joint, {"LATENT_DIM": 1, "N_VARIABLES": 1, "N_CATEGORIES": 2}),
         (vae_joint, {"LATENT_DIM": 8, "N_VARIABLES": 5, "N_CATEGORIES": 3, "HARD": True}),
         (vae_discrete, {"N_VARIABLES": 1, "N_CATEGORIES": 2}),
-        (vae_discrete, {"BATCH_SIZE": 1, "START_AT_MEAN": False}),
+        (vae_discrete, {"BATCH_SIZE": 1}),
         (vae_continuous, {"LATENT_DIM": 1, "PRECISION": "float32"}),
         (vae_continuous, {"LATENT_DIM": 8, "BATCH_SIZE": 400}),
     ],
