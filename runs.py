@@ -8,10 +8,9 @@ import json
 import math
 import os
 import platform
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ RULES = {
     "IMAGES_PER_EPOCH": _whole(1),
     "DECAY_FROM": (lambda v: type(v) in (int, float) and 0 <= v <= 1, "a share from 0 to 1"),
     "PRECISION": (lambda v: v in ("auto", "bfloat16", "float32"), "'auto', 'bfloat16' or 'float32'"),
-    "COMPILE": _SWITCH,
+    "MATMUL_PRECISION": (lambda v: v in ("highest", "high", "medium"), "'highest', 'high' or 'medium'"),
     "DEVICE": (lambda v: v in ("auto", "cpu", "cuda", "mps"), "'auto', 'cpu', 'cuda' or 'mps'"),
 }
 
@@ -109,16 +108,19 @@ def begin(output_dir: Path, constants: dict) -> torch.device:
     keep_freed_memory()
     sys.excepthook = _one_line_on_interrupt
     print(*(f"{name} = {value!r}" for name, value in constants.items()), sep="\n")
-    print(", ".join(f"{name} {value}" for name, value in versions(device, constants.get("PRECISION")).items()))
+    print(", ".join(f"{name} {value}" for name, value in versions(device, constants).items()))
     return device
 
 
-def versions(device: torch.device, precision_name: str | None = None) -> dict[str, str]:
-    """What the numbers of a run may depend on besides its constants."""
+def versions(device: torch.device, constants: dict) -> dict[str, str]:
+    """What the numbers of a run with these constants may depend on besides them."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "matplotlib")}
     of_device = {"device": str(device), "threads": str(torch.get_num_threads()), "machine": _machine()}
-    if precision_name:
-        of_device["precision"] = str(precision(precision_name, device)).removeprefix("torch.")
+    if "PRECISION" in constants:
+        of_device["precision"] = str(precision(constants["PRECISION"], device)).removeprefix("torch.")
+    if "MATMUL_PRECISION" in constants:
+        rounded = products_are_rounded(constants["MATMUL_PRECISION"], device)
+        of_device["matrix products in"] = "float32, of rounded factors" if rounded else "float32"
     return of_device | {"python": platform.python_version(), **packages}
 
 
@@ -148,8 +150,21 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def products_are_rounded(name: str, device: torch.device) -> bool:
+    """Whether float32 matrix products round their factors, to bfloat16 or TF32, when torch is given this precision.
+
+    Below "highest" torch may let them, where the device has units for it; here it is tried.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    x = torch.full((256, 256), 1 + 2**-12, device=device)  # the nearest number of fewer digits is 1
+    product = (x @ x)[0, 0].item()
+    torch.set_float32_matmul_precision(before)
+    return product == 256
+
+
 def autocast(device: torch.device, name: str) -> torch.autocast:
-    """A context in which matrix products and convolutions are computed in the precision of that name; says which.
+    """A context in which convolutions and matrix products are computed in the precision of that name; says which.
 
     The weights stay float32. Where the precision is float32 the context does nothing.
     """
@@ -157,16 +172,6 @@ def autocast(device: torch.device, name: str) -> torch.autocast:
     why = " (no fast bfloat16 is known here)" if name == "auto" and dtype == torch.float32 else ""
     print(f"Training in {str(dtype).removeprefix('torch.')}{why}; scores are computed in float32.", flush=True)
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
-
-
-def compiled(function: Callable, switch: bool) -> Callable:
-    """The function as torch.compile makes it, if the switch is True. Exits with one sentence without a compiler."""
-    if not switch:
-        return function
-    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
-        raise SystemExit("COMPILE is True, which needs a C++ compiler, and there is none on the path: set it to False.")
-    print("Compiling: the first step takes longer.", flush=True)
-    return torch.compile(function)
 
 
 _locks = {}  # folder → the open file whose lock says that this process writes there; the system frees it at our end
@@ -375,7 +380,7 @@ def finish(output_dir: Path, constants: dict, seconds: float, results: dict, his
     device = _device(constants.get("DEVICE", "auto"))
     content = {
         "constants": constants,
-        "versions": versions(device, constants.get("PRECISION")),
+        "versions": versions(device, constants),
         "seconds": round(seconds, 1),
         "results": results,
         "history": list(history),

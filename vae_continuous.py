@@ -35,8 +35,9 @@ BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
-PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-COMPILE = False  # True: torch.compile; a first step of up to half a minute, for little gain; needs a C++ compiler
+# Of matrix products in training, as torch names it. "medium": the fastest with a float32 result; a GPU, or a CPU with
+# AMX, may round the factors for it, and the first lines of the log tell if it does. "highest": never rounded.
+MATMUL_PRECISION = "medium"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 # Figures. Four requests of (digit, hue in degrees), and the step of the grid around the spot found for each.
@@ -74,14 +75,14 @@ class ContinuousVAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, 28, 28) → mu (B, D), logvar (B, D)."""
         h = self.encoder(x)
-        mu, logvar = self.gaussian_head(h).float().chunk(2, dim=1)  # float: bfloat16 in training ends here
+        mu, logvar = self.gaussian_head(h).chunk(2, dim=1)
         return mu, logvar
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, 28, 28) → pixel logits of their reconstruction, KL (B, D) in nats."""
         mu, logvar = self.encode(x)
         z = mu + (0.5 * logvar).exp() * torch.randn_like(mu)  # (B, D)
-        return self.decoder(z).float(), gaussian_kl(mu, logvar)
+        return self.decoder(z), gaussian_kl(mu, logvar)
 
     def kl(self, x: Tensor) -> Tensor:
         """KL of each number in nats, (B, D)."""
@@ -129,8 +130,6 @@ def main() -> dict:
     started = time.perf_counter()
     constants = runs.constants(globals())
     device = runs.begin(OUTPUT_DIR, constants)
-    fast = runs.autocast(device, PRECISION)  # a context: matrix products in bfloat16, where that is faster
-    terms_of = runs.compiled(elbo_terms, COMPILE)
     train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
     runs.check_batch_size(BATCH_SIZE, len(train.images))
     metrics.judge(device)  # trained now, if it has to be
@@ -144,14 +143,14 @@ def main() -> dict:
     step = len(history) * math.ceil(len(train.images) / BATCH_SIZE)
     last_loss = math.nan
 
+    torch.set_float32_matmul_precision(MATMUL_PRECISION)
     while len(history) < EPOCHS:
         epoch, epoch_started = len(history) + 1, time.perf_counter()
         sums = dict.fromkeys(("reconstruction", "kl_z"), 0.0)
         batches = torch.randperm(len(train.images)).to(device).split(BATCH_SIZE)
         for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
             x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28)
-            with fast:
-                terms = terms_of(model, x)
+            terms = elbo_terms(model, x)
             loss = sum(terms.values())
             optimizer.zero_grad()
             loss.backward()
@@ -163,8 +162,7 @@ def main() -> dict:
             step += 1
 
         row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
-        with fast:  # as in training; the scores below are computed in float32
-            test_terms = metrics.mean_terms(functools.partial(elbo_terms, model), test)
+        test_terms = metrics.mean_terms(functools.partial(elbo_terms, model), test)
         runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
         row |= {f"test_{name}": value for name, value in test_terms.items()}
         history.append(row | {"seconds": time.perf_counter() - epoch_started})
@@ -172,6 +170,7 @@ def main() -> dict:
         runs.checkpoint(OUTPUT_DIR, constants, history, model=model, optimizer=optimizer)
 
     # Scores. Labels are used from here on alone.
+    torch.set_float32_matmul_precision("highest")  # whatever it was in training
     model.eval()
     train_codes, test_codes = metrics.codes_of(model, train), metrics.codes_of(model, test)
     color_latents = metrics.color_latents(model.latents, train_codes, train)

@@ -45,10 +45,9 @@ LEARNING_RATE = 0.001  # Adam's
 START_AT_MEAN = False  # True: pictures start out as the mean training image (see start_at): surer, worse by swap
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
-# Precision of the network in training. "auto" is "bfloat16" on a CPU that is fast at it, else "float32": less time, at
-# the price of a nat and of some control on demand (README.md).
-PRECISION = "float32"
-COMPILE = False  # True: torch.compile; a first step of up to half a minute, for little gain; needs a C++ compiler
+# Of matrix products in training, as torch names it. "medium": the fastest with a float32 result; a GPU, or a CPU with
+# AMX, may round the factors for it, and the first lines of the log tell if it does. "highest": never rounded.
+MATMUL_PRECISION = "medium"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_discrete"
@@ -81,7 +80,7 @@ class DiscreteVAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Images (B, 3, 28, 28) → log q (B, N, K)."""
-        logits = self.categorical_head(self.encoder(x)).float()  # float: bfloat16 in training ends here
+        logits = self.categorical_head(self.encoder(x))
         logits = logits.view(-1, self.n_variables, self.n_categories)
         return logits.log_softmax(-1)  # over the K categories of each variable
 
@@ -89,7 +88,7 @@ class DiscreteVAE(nn.Module):
         """Images (B, 3, 28, 28) → pixel logits of their reconstruction, log q (B, N, K)."""
         log_q = self.encode(x)
         v = F.gumbel_softmax(log_q, tau, hard)  # (B, N, K)
-        return self.decoder(v.flatten(1)).float(), log_q
+        return self.decoder(v.flatten(1)), log_q
 
     def kl(self, x: Tensor) -> Tensor:
         """KL of each variable in nats, (B, N)."""
@@ -162,8 +161,6 @@ def main() -> dict:
     started = time.perf_counter()
     constants = runs.constants(globals())
     device = runs.begin(OUTPUT_DIR, constants)
-    fast = runs.autocast(device, PRECISION)  # a context: matrix products in bfloat16, where that is faster
-    terms_of = runs.compiled(elbo_terms, COMPILE)
     train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
     runs.check_batch_size(BATCH_SIZE, len(train.images))
     metrics.judge(device)  # trained now, if it has to be
@@ -179,6 +176,7 @@ def main() -> dict:
     step = len(history) * math.ceil(len(train.images) / BATCH_SIZE)
     last_loss = math.nan
 
+    torch.set_float32_matmul_precision(MATMUL_PRECISION)
     while len(history) < EPOCHS:
         epoch, epoch_started = len(history) + 1, time.perf_counter()
         sums = dict.fromkeys(("reconstruction", "kl_v"), 0.0)
@@ -186,8 +184,7 @@ def main() -> dict:
         for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
             tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
             x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28)
-            with fast:
-                terms = terms_of(model, x, tau, HARD)
+            terms = elbo_terms(model, x, tau, HARD)
             loss = sum(terms.values())
             optimizer.zero_grad()
             loss.backward()
@@ -199,8 +196,7 @@ def main() -> dict:
             step += 1
 
         row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
-        with fast:  # as in training; the scores below are computed in float32
-            test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
+        test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
         runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
         row |= {f"test_{name}": value for name, value in test_terms.items()}
         history.append(row | {"tau": tau, "seconds": time.perf_counter() - epoch_started})
@@ -208,6 +204,7 @@ def main() -> dict:
         runs.checkpoint(OUTPUT_DIR, constants, history, model=model, optimizer=optimizer)
 
     # Scores. Labels are used from here on alone.
+    torch.set_float32_matmul_precision("highest")  # whatever it was in training
     model.eval()
     train_codes, test_codes = metrics.codes_of(model, train), metrics.codes_of(model, test)
     color_latents = metrics.color_latents(model.latents, train_codes, train)

@@ -51,8 +51,9 @@ BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
-PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-COMPILE = False  # True: torch.compile; a first step of up to half a minute, for little gain; needs a C++ compiler
+# Of matrix products in training, as torch names it. "medium": the fastest with a float32 result; a GPU, or a CPU with
+# AMX, may round the factors for it, and the first lines of the log tell if it does. "highest": never rounded.
+MATMUL_PRECISION = "medium"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
 # Figures.
@@ -90,8 +91,8 @@ class JointVAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, 28, 28) → mu (B, D), logvar (B, D), log q (B, N, K)."""
         h = self.encoder(x)
-        mu, logvar = self.gaussian_head(h).float().chunk(2, dim=1)  # float: bfloat16 in training ends here
-        logits = self.categorical_head(h).float().view(-1, self.n_variables, self.n_categories)
+        mu, logvar = self.gaussian_head(h).chunk(2, dim=1)
+        logits = self.categorical_head(h).view(-1, self.n_variables, self.n_categories)
         return mu, logvar, logits.log_softmax(-1)  # over the K categories of each variable
 
     def forward(self, x: Tensor, tau: float, hard: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +100,7 @@ class JointVAE(nn.Module):
         mu, logvar, log_q = self.encode(x)
         z = mu + (0.5 * logvar).exp() * torch.randn_like(mu)  # (B, D)
         v = F.gumbel_softmax(log_q, tau, hard)  # (B, N, K)
-        logits = self.decoder(torch.cat([z, v.flatten(1)], 1)).float()
+        logits = self.decoder(torch.cat([z, v.flatten(1)], 1))
         return logits, gaussian_kl(mu, logvar), log_q
 
     def kl(self, x: Tensor) -> Tensor:
@@ -170,8 +171,6 @@ def main() -> dict:
     started = time.perf_counter()
     constants = runs.constants(globals())
     device = runs.begin(OUTPUT_DIR, constants)
-    fast = runs.autocast(device, PRECISION)  # a context: matrix products in bfloat16, where that is faster
-    terms_of = runs.compiled(elbo_terms, COMPILE)
     train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
     runs.check_batch_size(BATCH_SIZE, len(train.images))
     metrics.judge(device)  # trained now, if it has to be
@@ -185,6 +184,7 @@ def main() -> dict:
     step = len(history) * math.ceil(len(train.images) / BATCH_SIZE)
     last_loss = math.nan
 
+    torch.set_float32_matmul_precision(MATMUL_PRECISION)
     while len(history) < EPOCHS:
         epoch, epoch_started = len(history) + 1, time.perf_counter()
         sums = dict.fromkeys(("reconstruction", "kl_z", "kl_v"), 0.0)
@@ -192,8 +192,7 @@ def main() -> dict:
         for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
             tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
             x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28)
-            with fast:
-                terms = terms_of(model, x, tau, HARD)
+            terms = elbo_terms(model, x, tau, HARD)
             loss = terms["reconstruction"] + BETA * (terms["kl_z"] + terms["kl_v"])
             optimizer.zero_grad()
             loss.backward()
@@ -205,8 +204,7 @@ def main() -> dict:
             step += 1
 
         row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
-        with fast:  # as in training; the scores below are computed in float32
-            test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
+        test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
         runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
         row |= {f"test_{name}": value for name, value in test_terms.items()}
         history.append(row | {"tau": tau, "seconds": time.perf_counter() - epoch_started})
@@ -214,6 +212,7 @@ def main() -> dict:
         runs.checkpoint(OUTPUT_DIR, constants, history, model=model, optimizer=optimizer)
 
     # Scores. Labels are used from here on alone.
+    torch.set_float32_matmul_precision("highest")  # whatever it was in training
     model.eval()
     train_codes, test_codes = metrics.codes_of(model, train), metrics.codes_of(model, test)
     color_latents = metrics.color_latents(model.latents, train_codes, train)

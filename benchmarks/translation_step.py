@@ -84,7 +84,8 @@ def script() -> float:
 
 
 def main() -> None:
-    print(", ".join(f"{name} {value}" for name, value in runs.versions(torch.device("cpu")).items()))
+    versions = runs.versions(torch.device("cpu"), runs.constants(vars(cyclegan_colors)))
+    print(", ".join(f"{name} {value}" for name, value in versions.items()))
     print(timing.head("", ["script, ms", "usual way, ms", "times as long"]))
     functions = {key: functools.partial(timing.apart, way) for key, way in (("script", script), ("usual", usual_way))}
     print(timing.row("cyclegan_colors", timing.repeated(functions, REPEATS), "script"))
