@@ -67,7 +67,7 @@ RULES = {
     "IMAGES_PER_EPOCH": _whole(1),
     "DECAY_FROM": (lambda v: type(v) in (int, float) and 0 <= v <= 1, "a share from 0 to 1"),
     "PRECISION": (lambda v: v in ("auto", "bfloat16", "float32"), "'auto', 'bfloat16' or 'float32'"),
-    "MATMUL_PRECISION": (lambda v: v in ("highest", "high", "medium"), "'highest', 'high' or 'medium'"),
+    "MATMUL_PRECISION": (lambda v: v in ("medium", "highest"), "'medium' or 'highest'"),
     "DEVICE": (lambda v: v in ("auto", "cpu", "cuda", "mps"), "'auto', 'cpu', 'cuda' or 'mps'"),
 }
 
@@ -120,7 +120,7 @@ def versions(device: torch.device, constants: dict) -> dict[str, str]:
         of_device["precision"] = str(precision(constants["PRECISION"], device)).removeprefix("torch.")
     if "MATMUL_PRECISION" in constants:
         rounded = products_are_rounded(constants["MATMUL_PRECISION"], device)
-        of_device["matrix products in"] = "float32, of rounded factors" if rounded else "float32"
+        of_device["matrix products in"] = "float32 of rounded factors" if rounded else "float32"
     return of_device | {"python": platform.python_version(), **packages}
 
 
@@ -153,11 +153,11 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 def products_are_rounded(name: str, device: torch.device) -> bool:
     """Whether float32 matrix products round their factors, to bfloat16 or TF32, when torch is given this precision.
 
-    Below "highest" torch may let them, where the device has units for it; here it is tried.
+    torch does not tell: a product that would show it is computed.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
-    x = torch.full((256, 256), 1 + 2**-12, device=device)  # the nearest number of fewer digits is 1
+    x = torch.full((256, 256), 1 + 2**-12, device=device)  # 1, if it is rounded
     product = (x @ x)[0, 0].item()
     torch.set_float32_matmul_precision(before)
     return product == 256

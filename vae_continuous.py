@@ -35,8 +35,9 @@ BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
-# Of matrix products in training, as torch names it. "medium": the fastest with a float32 result; a GPU, or a CPU with
-# AMX, may round the factors for it, and the first lines of the log tell if it does. "highest": never rounded.
+# For torch.set_float32_matmul_precision, in training. "medium" halves the time of the matrix products on an AMD Zen 5,
+# in float32 all the same; a GPU and some CPUs (those with AMX) round their factors for it: see "matrix products" in the
+# log. "highest": never.
 MATMUL_PRECISION = "medium"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 
@@ -143,7 +144,7 @@ def main() -> dict:
     step = len(history) * math.ceil(len(train.images) / BATCH_SIZE)
     last_loss = math.nan
 
-    torch.set_float32_matmul_precision(MATMUL_PRECISION)
+    torch.set_float32_matmul_precision(MATMUL_PRECISION)  # until the scores: in the test pass of each epoch, too
     while len(history) < EPOCHS:
         epoch, epoch_started = len(history) + 1, time.perf_counter()
         sums = dict.fromkeys(("reconstruction", "kl_z"), 0.0)
@@ -170,7 +171,7 @@ def main() -> dict:
         runs.checkpoint(OUTPUT_DIR, constants, history, model=model, optimizer=optimizer)
 
     # Scores. Labels are used from here on alone.
-    torch.set_float32_matmul_precision("highest")  # whatever it was in training
+    torch.set_float32_matmul_precision("highest")  # never rounded, whatever the machine
     model.eval()
     train_codes, test_codes = metrics.codes_of(model, train), metrics.codes_of(model, test)
     color_latents = metrics.color_latents(model.latents, train_codes, train)

@@ -24,6 +24,13 @@ def few_images(monkeypatch):
         monkeypatch.setattr(script, "DEVICE", "cpu")  # the same numbers wherever the tests run
 
 
+@pytest.fixture(autouse=True)
+def full_precision():
+    """A run that was cut short leaves torch as it was in training."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
 @pytest.fixture(scope="session")
 def test_set():
     return data.colored_set(train=False, device=torch.device("cpu"))

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
 import runs
 import vae_continuous
 import vae_discrete
@@ -39,7 +41,6 @@ SCRIPT_DIR = Path(runs.__file__).parent
         ("TAU_MIN", 0),
         ("TAU_MIN", 2),
         ("TAU_DECAY", -1),
-        ("COMPILE", 1),
         ("SEED", -1),
         ("SEED", 2**64),
         ("BETA", -0.1),
@@ -47,8 +48,8 @@ SCRIPT_DIR = Path(runs.__file__).parent
         ("RESUME", "yes"),
         ("Z_VARIANCE", 0),
         ("DEVICE", "gpu"),
-        ("PRECISION", "float16"),
-        ("PRECISION", 32),
+        ("MATMUL_PRECISION", "float32"),
+        ("MATMUL_PRECISION", None),
         ("DEVICE", "cuda:9"),
     ],
 )
@@ -86,9 +87,36 @@ def test_precision_is_bfloat16_where_the_processor_is_known_to_be_fast(monkeypat
         assert f"Training in {dtype}" in said and ("no fast bfloat16" in said) == (dtype == "float32")
         with context:
             assert str(torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype) == f"torch.{dtype}"
-        assert runs.versions(cpu, "auto")["precision"] == dtype
+        assert runs.versions(cpu, {"PRECISION": "auto"})["precision"] == dtype
     assert runs.precision("auto", torch.device("cuda")) == torch.float32
     assert runs.precision("bfloat16", cpu) == torch.bfloat16 and runs.precision("float32", cpu) == torch.float32
+
+
+@pytest.mark.parametrize("name", ["medium", "highest"])
+def test_the_log_tells_whether_matrix_products_are_rounded(name, test_set, monkeypatch):
+    """All gradients of a training step are compared with those in float64."""
+    told = runs.versions(torch.device("cpu"), {"MATMUL_PRECISION": name})["matrix products in"]
+    assert torch.get_float32_matmul_precision() == "highest"  # as before
+    assert name == "medium" or told == "float32"
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no noise
+    torch.manual_seed(0)
+    model = vae_continuous.ContinuousVAE(2)
+    x = data.colorize(test_set.images[:120], test_set.colors[:120])
+    exact = copy.deepcopy(model).double()
+    sum(vae_continuous.elbo_terms(exact, x.double()).values()).backward()
+    torch.set_float32_matmul_precision(name)
+    sum(vae_continuous.elbo_terms(model, x).values()).backward()
+    for parameter, other in zip(model.parameters(), exact.parameters(), strict=True):
+        off = (parameter.grad - other.grad).norm() / other.grad.norm()
+        assert off < 1e-5 if told == "float32" else off < 0.1
+    assert told == "float32" or off > 1e-4
+
+
+def test_rounded_products_are_noticed(monkeypatch):
+    exact = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: exact(a.bfloat16().float(), b.bfloat16().float()))
+    told = runs.versions(torch.device("cpu"), {"MATMUL_PRECISION": "medium"})["matrix products in"]
+    assert told == "float32 of rounded factors"
 
 
 def test_constants_are_the_literals_of_script_and_data():
