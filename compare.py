@@ -30,6 +30,7 @@ EDITS = (
     ("continuous", {"LATENT_DIM": 8}, (0,)),
     ("discrete", {"N_VARIABLES": 30, "N_CATEGORIES": 10}, (0,)),
     ("discrete", {"START_AT_MEAN": True}, (0, 1, 2)),
+    ("discrete", {"MATMUL_PRECISION": "highest"}, (0, 1, 2)),
     ("joint", {"EPOCHS": 10}, (0,)),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10}, (0,)),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.5}, (0,)),
