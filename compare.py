@@ -28,12 +28,10 @@ SEEDS = (0, 1, 2)
 # Constants worth trying: (model, edits, seeds).
 EDITS = (
     ("continuous", {"LATENT_DIM": 8}, (0,)),
-    ("continuous", {"MATMUL_PRECISION": "highest"}, (0, 1, 2)),
     ("discrete", {"N_VARIABLES": 30, "N_CATEGORIES": 10}, (0,)),
     ("discrete", {"START_AT_MEAN": True}, (0, 1, 2)),
     ("discrete", {"MATMUL_PRECISION": "highest"}, (0, 1, 2)),
     ("joint", {"EPOCHS": 10}, (0,)),
-    ("joint", {"MATMUL_PRECISION": "highest"}, (0, 1, 2)),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10}, (0,)),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.5}, (0,)),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.2}, (0,)),
