@@ -169,7 +169,7 @@ def hue_distance(a: Tensor, b: Tensor) -> Tensor:
 
 def _right(images: Tensor, digits: Tensor, hues: Tensor) -> tuple[Tensor, Tensor]:
     """Which images (B, 3, 28, 28) show the wanted digits, and which the wanted hues: two bool (B,)."""
-    return digit_of(images) == digits, hue_distance(hue_of(images), hues) <= HUE_TOLERANCE
+    return digit_of(images) == digits, hue_distance(_in_batches(hue_of, images), hues) <= HUE_TOLERANCE
 
 
 def _shares(name: str, digit: Tensor, hue: Tensor) -> dict[str, float]:

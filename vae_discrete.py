@@ -42,7 +42,9 @@ HARD = False  # True: one-hot samples in the forward pass, the relaxed ones' gra
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-START_AT_MEAN = False  # True: pictures start out as the mean training image (see start_at): surer, worse by swap
+# True: pictures start out as the mean training image (see start_at). False: from grey, as torch starts them; many seeds
+# then learn nothing for some epochs, those that do not end up a little better, most of all by swap (README.md).
+START_AT_MEAN = False
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
 # For torch.set_float32_matmul_precision, in training. "medium" halves the time of the matrix products on an AMD Zen 5,
