@@ -220,10 +220,12 @@ def give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+_saved = []  # not empty: a checkpoint of this run is on the disk
+
+
 def _one_line_on_interrupt(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        there = any((folder / "checkpoint.pt").exists() for folder in _locks)
-        saved = "the last whole epoch is saved, run again to go on" if there else "no epoch was finished or saved"
+        saved = "the last whole epoch is saved, run again to go on" if _saved else "no epoch was finished or saved"
         print(f"\nStopped: {saved}.", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
@@ -309,6 +311,7 @@ def checkpoint(output_dir: Path, constants: dict, history: list[dict], **parts) 
         Path(output_dir) / "checkpoint.pt",
         {"constants": json.dumps(constants), "history": history, "rng": rng, "states": states},
     )
+    _saved.append(output_dir)
 
 
 def resume(output_dir: Path, constants: dict, **parts) -> list[dict]:
@@ -337,6 +340,7 @@ def resume(output_dir: Path, constants: dict, **parts) -> list[dict]:
         raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
     epoch = history[-1].get("epoch", len(history))
     print(f"Going on after epoch {epoch} of the unfinished run with the same constants.")
+    _saved.append(output_dir)
     return history
 
 

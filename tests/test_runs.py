@@ -227,9 +227,20 @@ def test_the_homeworks_values_are_the_defaults():
 
 
 def test_an_interrupt_ends_with_one_line(tmp_path):
-    code = f"import runs, pathlib; runs.begin(pathlib.Path({str(tmp_path)!r}), {{}}); raise KeyboardInterrupt"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT_DIR, capture_output=True, text=True)
-    assert ended.returncode != 0 and ended.stderr == "\nStopped: no epoch was finished or saved.\n"
+    def stopped(constants, action):
+        code = (
+            f"import runs, pathlib; folder, constants = pathlib.Path({str(tmp_path)!r}), {constants}; "
+            f"runs.begin(folder, constants); {action}; raise KeyboardInterrupt"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT_DIR, capture_output=True, text=True)
+        assert ended.returncode != 0
+        return ended.stderr
+
+    none, some = "no epoch was finished or saved", "the last whole epoch is saved, run again to go on"
+    assert stopped({"SEED": 1}, "pass") == f"\nStopped: {none}.\n"
+    assert stopped({"SEED": 1}, "runs.checkpoint(folder, constants, [{}])") == f"\nStopped: {some}.\n"
+    assert stopped({"SEED": 1}, "runs.resume(folder, constants)") == f"\nStopped: {some}.\n"
+    assert stopped({"SEED": 2}, "runs.resume(folder, constants)") == f"\nStopped: {none}.\n"  # another run's
 
 
 TRAINING = """
