@@ -215,9 +215,11 @@ def keep_freed_memory() -> None:
 
 
 def give_memory_back() -> None:
-    """Returns to the system what keep_freed_memory has kept so far: for when blocks of other sizes are needed next."""
+    """Ends keep_freed_memory, and gives back what was kept: for when blocks of other sizes are needed next."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 2**17)  # the usual threshold: what the scores need for a moment is given back at once
+        libc.malloc_trim(0)
 
 
 _saved = []  # not empty: a checkpoint of this run is on the disk

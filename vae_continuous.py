@@ -172,6 +172,7 @@ def main() -> dict:
 
     # Scores. Labels are used from here on alone.
     torch.set_float32_matmul_precision("highest")  # never rounded, whatever the machine
+    runs.give_memory_back()  # scores need larger blocks than training steps
     model.eval()
     train_codes, test_codes = metrics.codes_of(model, train), metrics.codes_of(model, test)
     color_latents = metrics.color_latents(model.latents, train_codes, train)
