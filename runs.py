@@ -107,6 +107,7 @@ def begin(output_dir: Path, constants: dict) -> torch.device:
     _take(Path(output_dir))
     keep_freed_memory()
     sys.excepthook = _one_line_on_interrupt
+    _saved.clear()
     print(*(f"{name} = {value!r}" for name, value in constants.items()), sep="\n")
     print(", ".join(f"{name} {value}" for name, value in versions(device, constants).items()))
     return device

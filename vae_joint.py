@@ -52,8 +52,8 @@ LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # of weights, order of images and samples
 DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
 # For torch.set_float32_matmul_precision, in training. "medium" halves the time of the matrix products on an AMD Zen 5,
-# in float32 all the same; a GPU and some CPUs (those with AMX) round their factors for it: see "matrix products" in the
-# log. "highest": never.
+# in float32 all the same; a GPU or a CPU with AMX may round their factors for it: see "matrix products" in the log.
+# "highest": never.
 MATMUL_PRECISION = "medium"
 RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
 

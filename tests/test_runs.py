@@ -241,6 +241,8 @@ def test_an_interrupt_ends_with_one_line(tmp_path):
     assert stopped({"SEED": 1}, "runs.checkpoint(folder, constants, [{}])") == f"\nStopped: {some}.\n"
     assert stopped({"SEED": 1}, "runs.resume(folder, constants)") == f"\nStopped: {some}.\n"
     assert stopped({"SEED": 2}, "runs.resume(folder, constants)") == f"\nStopped: {none}.\n"  # another run's
+    again = "runs.checkpoint(folder, constants, [{}]); runs.begin(folder, constants)"  # the next run
+    assert stopped({"SEED": 1}, again) == f"\nStopped: {none}.\n"
 
 
 TRAINING = """
