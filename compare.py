@@ -2,9 +2,9 @@
 
     python compare.py
 
-runs each VAE script for each seed, and the edits of its constants listed below. Where results with the same constants
-are there already, they are read (delete them after a change of the code). Then it prints the two tables, saves them as
-Markdown in outputs/compare/, and draws comparison.png.
+runs each VAE script for each seed, and the edits of its constants listed below. Results that exist with the same
+constants are read (delete them after a change of the code). Then it prints the two tables, saves them as Markdown in
+outputs/compare/, and draws comparison.png.
 """
 
 import json
@@ -51,17 +51,18 @@ COLUMNS = {  # of both tables: heading → (key in the results, factor)
 
 
 def folder_of(script: ModuleType, seed: int, edits: dict) -> Path:
-    """Where a run is kept: the script's own folder for its constants as they stand, else one below outputs/compare/."""
+    """Where a run is kept: the script's own folder for its default settings, else a folder below outputs/compare/."""
     if not edits and seed == script.SEED:
         return script.OUTPUT_DIR
     parts = [f"{name}={value}" for name, value in {**edits, "SEED": seed}.items()]
     return OUTPUT_DIR / "_".join([script.__name__, *parts])
 
 
-def run(script: ModuleType, folder: Path, edits: dict) -> dict:
-    """The content of metrics.json in a folder, if it is there and made with these constants; else of a run into it.
+def run(script: ModuleType, folder: Path, edits: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> dict:
+    """The content of metrics.json in a folder, if it was made with these constants; else that of a run into it.
 
-    `edits`: constants of the script, or of data.py, with their values; the others stay as they are in the files.
+    `edits`: constants of the script, or of data.py, with their values. The others stay as in the files.
+    `data_constants`: the names of those of data.py that decide what the script sees.
     """
     homes = {name: script if hasattr(script, name) else data for name in edits} | {"OUTPUT_DIR": script}
     before = {name: getattr(home, name) for name, home in homes.items()}
@@ -69,7 +70,7 @@ def run(script: ModuleType, folder: Path, edits: dict) -> dict:
         for name, value in ({"OUTPUT_DIR": folder} | edits).items():
             setattr(homes[name], name, value)
         path = folder / "metrics.json"
-        wanted = json.loads(json.dumps(runs.constants(vars(script))))
+        wanted = json.loads(json.dumps(runs.constants(vars(script), data_constants)))
         if not path.exists() or runs.first_difference(json.loads(path.read_text())["constants"], wanted):
             print(f"\nRunning {folder.name}.\n")
             script.main()
@@ -94,20 +95,20 @@ def table(rows: dict[str, list[dict]]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation; a single value stands alone."""
+    """Mean ± sample standard deviation, or the single value."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def examples(model: torch.nn.Module, train: data.ColoredSet, test: data.ColoredSet) -> tuple[Tensor, Tensor]:
-    """What a model makes of the first test image of each digit, and of ten requests: two (10, 3, 28, 28)."""
+    """A model's pictures of the first test image of each digit, and of ten requests: each (10, 3, 28, 28)."""
     index = metrics.first_of_each_digit(test.digits, 1)[:, 0]
-    codes = metrics.find_codes(metrics.codes_of(model, train), train, torch.tensor(requests()))[:, 0]
-    return model.decode(model.code(data.colorize(test.images[index], test.colors[index]))), model.decode(codes)
+    codes = metrics.find_codes(metrics.codes_of(model, train), train, torch.tensor(shown_requests()))[:, 0]
+    return model.decode(model.code(test.colored(index))), model.decode(codes)
 
 
-def requests() -> list[tuple[float, float]]:
+def shown_requests() -> list[tuple[float, float]]:
     """Each digit once, the hues evenly around the wheel: (digit, degrees)."""
     return [(float(digit), 36.0 * digit) for digit in range(10)]
 
@@ -137,7 +138,7 @@ def main() -> dict[str, list[dict]]:
     models = {name: [run_seed(script, seed, {}) for seed in SEEDS] for name, script in SCRIPTS.items()}
     for file, rows in (("table.md", models), ("constants.md", edited(models))):
         print(f"\n{table(rows)}")
-        with runs.whole_file(OUTPUT_DIR / file) as temporary:
+        with runs.atomic_write(OUTPUT_DIR / file) as temporary:
             temporary.write_text(table(rows), encoding="utf-8")
 
     weights = {name: folder_of(script, SEEDS[0], {}) / "model.pt" for name, script in SCRIPTS.items()}
@@ -150,8 +151,8 @@ def main() -> dict[str, list[dict]]:
     index = metrics.first_of_each_digit(test.digits, 1)[:, 0]
     with torch.inference_mode():
         pictures = {name: examples(SCRIPTS[name].load_model(path), train, test) for name, path in weights.items()}
-    originals = data.colorize(test.images[index], test.colors[index])
-    plots.comparison(OUTPUT_DIR / "comparison.png", originals, pictures, requests())
+    originals = test.colored(index)
+    plots.comparison(OUTPUT_DIR / "comparison.png", originals, pictures, shown_requests())
     return models
 
 

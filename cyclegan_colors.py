@@ -1,18 +1,18 @@
 """Colour translation: two generators recolour digits between two colourings without ever seeing a pair.
 
-In domain A each digit wears a colour of its own; in domain B the same ten colours are assigned differently (data.py).
-The images of the two domains come from different halves of MNIST, so no digit image exists in both. A discriminator
-for each domain tells real images from translated ones, and so leads each generator to the right permutation of the ten
-colours: it sees shape and colour together, and a 3 in another digit's colour is a fake. Digits that look alike are the
-hard part: a generator may exchange the colours of 4s and 9s and begin to bend the ones into the others. The cycle loss
-speaks against that. The true target of every test image is known, so success is measured exactly.
+In domain A each digit wears a colour of its own. In domain B the same ten colours are assigned differently (data.py).
+The images of the two domains come from different halves of MNIST, so no digit image exists in both. The discriminator
+of a domain separates its real images from translated ones. It sees shape and colour together: a 3 in another digit's
+colour is a fake. So it leads the generator to the right permutation of the ten colours. Digits that look alike are the
+difficult part: a generator may exchange the colours of 4s and 9s, and begin to bend one shape into the other. The cycle
+loss works against that. The true target of every test image is known, so success is measured exactly.
 
     python cyclegan_colors.py    # edit the constants below, run again
 
 Result, seed 0: of the 10,000 test images 100.0% (A → B) and 100.0% (B → A) get the right colour, 99.6% and 99.5% keep
 their digit (the true targets: 99.6%). 3,000 updates took 7.6 minutes on 2 cores of an AMD EPYC in bfloat16, torch
-2.14.1; 99% of the colours were right both ways after 1,500. Other seeds, a faster set of constants, other colours, and
-what happens without penalty or cycle loss: README.md.
+2.14.1. 99% of the colours were right in both directions after 1,500. README.md has other seeds, faster constants, other
+colours, and what happens without penalty or cycle loss.
 
 Papers: Goodfellow et al., Generative Adversarial Networks, 2014; He et al., Delving Deep into Rectifiers, 2015 (the
 discriminators' first weights); Zhu et al., Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
@@ -20,9 +20,10 @@ Networks, 2017; Mescheder, Geiger & Nowozin, Which Training Methods for GANs do 
 penalty); Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020 (computing it only now and then).
 """
 
+import functools
 import math
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,42 +32,49 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
+import judge
 import metrics
 import plots
 import runs
 
 # What leads to the right permutation of the ten colours (README.md has the runs). The gradient penalty on real images
-# keeps the discriminators smooth, so that they give a direction out of a wrong one. The cycle loss keeps digits from
-# being bent into others, and lets a generator that has exchanged two colours learn from the other that has not; a wrong
-# permutation and its inverse it cannot see. A weight of 0 turns either off.
-HE_WEIGHTS = True  # first weights of the discriminators after He et al. 2015; False: torch's own, 2.4 times smaller
+# keeps the discriminators smooth, so that they give a direction out of a wrong permutation. The cycle loss keeps digits
+# from being bent into others. It also lets a generator that has exchanged two colours learn from the other one, if that
+# has not. It cannot detect a wrong permutation that the other generator inverts. A weight of 0 turns either off.
+HE_WEIGHTS = (
+    True  # the discriminators' first weights: He et al. 2015, or (False) torch's own, which are 2.4 times smaller
+)
 R1_WEIGHT = 0.3  # of the penalty, half the mean squared gradient
-R1_EVERY = 4  # steps: the penalty is computed on one in so many, with so many times the weight, to save time
-BETA1 = 0.5  # of Adam: a shorter memory than the usual 0.9 damps the chase of generator and discriminator
-CYCLE_WEIGHT = 2.0  # of the mean L1 distance of an image to itself there and back; a large one may slow the search
+R1_EVERY = 4  # steps: to save time, the penalty is computed in one of so many steps, with so many times the weight
+BETA1 = 0.5  # Adam's: a shorter memory than the usual 0.9 stabilizes the training of generator against discriminator
+CYCLE_WEIGHT = (
+    2.0  # of the mean L1 distance of an image to its translation there and back; large ones may slow training
+)
 
-# Training. Each epoch ends with a line of the log and a checkpoint. Five times faster, and not as steady:
+# Training. Each epoch ends with a line of the log and a checkpoint. Five times faster, and less steady:
 # EPOCHS = 10, IMAGES_PER_EPOCH = 4000, BATCH_SIZE = 8, LEARNING_RATE = 0.002, DECAY_FROM = 0.6.
 EPOCHS = 12
 IMAGES_PER_EPOCH = 30_000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 120  # images of each domain
 LEARNING_RATE = 0.0003  # of all four networks
 DECAY_FROM = 0.8  # share of the run after which the rate falls linearly to 0; 1: never
-SEED = 0  # of weights, halves and order of images
-DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
+SEED = 0  # seeds the weights, the halves and the order of the images
+DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
 PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
+RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
 
-constants_of_data = ("DATASET", "DOMAIN_A", "DOMAIN_B")  # data.py's, recorded among the constants of a run
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "cyclegan_colors"
 
 # Shapes below: B batch.
 
 
 class Discriminator(nn.Sequential):
-    """Images (B, 3, 28, 28) → logit (B, 1) of being real; the sigmoid is in the loss."""
+    """Images (B, 3, 28, 28) → logit (B, 1) of being real; the loss applies the sigmoid.
 
-    def __init__(self):
+    The first weights are He et al.'s (normal, standard deviation √(2 / inputs of a unit), biases 0) or torch's own.
+    """
+
+    def __init__(self, he_weights: bool = True):
         super().__init__(
             nn.Conv2d(3, 32, 3, padding=1),
             nn.ReLU(),
@@ -80,37 +88,37 @@ class Discriminator(nn.Sequential):
             nn.Linear(128, 1),
         )
         for layer in self:
-            if HE_WEIGHTS and isinstance(layer, nn.Conv2d | nn.Linear):
+            if he_weights and isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
 
 class Generator(nn.Sequential):
-    """Images (B, 3, 28, 28) of one domain → images of the other, (B, 3, 28, 28), not confined to [0, 1].
+    """Images (B, 3, 28, 28) of one domain → images of the other, (B, 3, 28, 28), not clamped to [0, 1].
 
-    A pixel is made from the 7 × 7 around it: enough to recolour a digit by its strokes, and to bend them a little.
+    A pixel depends on the 7 × 7 around it: enough to recolour a digit by its strokes, and to bend them a little.
     """
 
     def __init__(self):
         super().__init__(
             nn.Conv2d(3, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 2, padding=1),  # (B, 64, 29, 29); the even sizes, 2 and then 4, cancel each other
+            nn.Conv2d(32, 64, 2, padding=1),  # (B, 64, 29, 29): the next kernel, of size 4, takes the extra pixel back
             nn.ReLU(),
             nn.Conv2d(64, 3, 4, padding=1),  # (B, 3, 28, 28)
         )
 
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """Mean over the batch of |d logit / d image|²: R1 of Mescheder et al. 2018. (Logit i sees image i alone.)"""
+    """Mean over the batch of |d logit / d image|²: R1 of Mescheder et al. 2018. Logit i depends only on image i."""
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean()
 
 
 def discriminator_loss(discriminator: Discriminator, real: Tensor, fake: Tensor, r1_weight: float) -> Tensor:
-    """BCE of real images as 1 plus BCE of fake ones as 0, each a mean; plus r1_weight / 2 times the real ones' penalty.
+    """Mean BCE of real images with 1, plus mean BCE of fake ones with 0, plus r1_weight / 2 × the real ones' penalty.
 
-    Fake images bear no penalty, as in R1.
+    Goodfellow et al. 2014; fake images are not penalized, as in R1.
     """
     fake, penalty = fake.detach(), 0
     if r1_weight:
@@ -122,23 +130,25 @@ def discriminator_loss(discriminator: Discriminator, real: Tensor, fake: Tensor,
     return F.softplus(-on_real).mean() + F.softplus(on_fake).mean() + penalty  # BCE of the sigmoid with 1 and with 0
 
 
+def generator_loss(fake: Tensor, discriminator: Discriminator) -> Tensor:
+    """Mean BCE of fake images with 1: the generator's own, non-saturating loss of Goodfellow et al. 2014."""
+    return F.softplus(-discriminator(fake).float()).mean()
+
+
 def load_model(path: Path) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """(a_to_b, b_to_a) from a generators.pt, for your own use: images (B, 3, 28, 28) → the same in [0, 1]."""
-    saved = runs.load_torch(path)
+    saved, generators = runs.load_torch(path), []
     try:
-        return tuple(clamped(load_generator(saved[name])) for name in ("a_to_b", "b_to_a"))
+        for name in ("a_to_b", "b_to_a"):
+            generators.append(Generator())
+            generators[-1].load_state_dict(saved[name])
     except (KeyError, TypeError, RuntimeError, AttributeError):
         raise SystemExit(f"{path} does not hold the two generators: train them again.") from None
-
-
-def load_generator(weights: dict) -> Generator:
-    generator = Generator()
-    generator.load_state_dict(weights)
-    return generator.eval()
+    return tuple(clamped(generator.eval()) for generator in generators)
 
 
 def clamped(generator: Generator) -> Callable[[Tensor], Tensor]:
-    """The generator as it is shown and scored: its output confined to [0, 1], without gradients."""
+    """The generator as it is shown and scored: its output clamped to [0, 1], without gradients."""
 
     @torch.inference_mode()
     def translate(x: Tensor) -> Tensor:
@@ -147,156 +157,167 @@ def clamped(generator: Generator) -> Callable[[Tensor], Tensor]:
     return translate
 
 
+@dataclass
+class Domain:
+    """One of the two domains: its colours, its half of the training images, and what is trained for it."""
+
+    colors: Tensor  # RGB (10, 3), by digit
+    train: data.ColoredSet  # its real images
+    generator: Generator  # translates images of the other domain into this one
+    discriminator: Discriminator  # separates real images of this domain from translated ones
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    batch: Tensor | None = None  # its real images in this step, (B, 3, 28, 28)
+
+    def parts(self, name: str) -> dict:
+        """What a checkpoint saves of this domain, each part under a name of its own."""
+        names = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
+        return {f"{part}_{name}": getattr(self, part) for part in names}
+
+
+def make_domains(images: Tensor, digits: Tensor, colors: list[Tensor], device: torch.device) -> tuple[Domain, Domain]:
+    """A and B, with their first weights. `colors` are theirs, RGB (10, 3); `images` uint8 (n, 28, 28), by digit (n,).
+
+    Unpaired: one half of the images only ever appears in A's colours, the other half in B's. The digits colour the data
+    and are not used again before the scores.
+    """
+    halves = torch.randperm(len(images))[: len(images) // 2 * 2].chunk(2)  # of equal size
+    generators = [Generator(), Generator()][::-1]  # the first one leads from A to B
+    discriminators = [Discriminator(HE_WEIGHTS), Discriminator(HE_WEIGHTS)]
+    domains = []
+    for half, palette, *networks in zip(halves, colors, generators, discriminators, strict=True):
+        parts = images[half], digits[half], palette[digits[half]]
+        for network in networks:  # channels_last and fused: faster, and the same up to rounding
+            network.to(device, memory_format=torch.channels_last)
+        adam = functools.partial(torch.optim.Adam, lr=LEARNING_RATE, betas=(BETA1, 0.999), fused=True)
+        optimizers = [adam(network.parameters()) for network in networks]
+        train = data.ColoredSet(*(part.to(device) for part in parts))
+        domains.append(Domain(palette.to(device), train, *networks, *optimizers))
+    return tuple(domains)
+
+
 def main() -> dict:
-    """Trains, scores and draws; returns the results that are written to metrics.json."""
-    started = time.perf_counter()
-    constants = runs.constants(globals())
-    colors_a, colors_b = data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)
-    device = runs.begin(OUTPUT_DIR, constants)
-    fast = runs.autocast(device, PRECISION)  # a context: convolutions in bfloat16, where that is faster
-    colors_a, colors_b = colors_a.to(device), colors_b.to(device)
-    images, digits = (t.to(device) for t in data.load(train=True))
-    test_images, test_digits = (t.to(device) for t in data.load(train=False))
-    runs.check_batch_size(BATCH_SIZE, min(IMAGES_PER_EPOCH, len(images) // 2))
-    metrics.judge(device)  # trained now, if it has to be
+    """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
+    colors = [data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)]
+    with runs.start(OUTPUT_DIR, globals(), data.DOMAINS) as run:
+        images, digits = data.load(train=True)
+        test = [part.to(run.device) for part in data.load(train=False)]  # images, digits
+        n = min(IMAGES_PER_EPOCH, len(images) // 2)  # of each domain in an epoch
+        run.check_batch_size(BATCH_SIZE, n)
+        judge.load(run.device)  # trained now, if there is none for this dataset
 
-    # Unpaired: one half of the images is only ever seen in A's colours, the other in B's. The digits colour the data
-    # and are not looked at again before the scores.
-    torch.manual_seed(SEED)
-    half_a, half_b = torch.randperm(len(images)).to(device)[: len(images) // 2 * 2].chunk(2)  # of equal size
-    train_a, train_b = (images[half_a], colors_a[digits[half_a]]), (images[half_b], colors_b[digits[half_b]])
-    del images, digits
+        torch.manual_seed(SEED)
+        a, b = domains = make_domains(images, digits, colors, run.device)
+        directions = {
+            "a_to_b": metrics.Direction(clamped(b.generator), a.colors, b.colors),
+            "b_to_a": metrics.Direction(clamped(a.generator), b.colors, a.colors),
+        }
+        n_batches = math.ceil(n / BATCH_SIZE)
+        steps = EPOCHS * n_batches
 
-    def network(cls: type) -> tuple[nn.Module, torch.optim.Optimizer]:
-        # channels_last and fused: faster, and the same up to rounding
-        module = cls().to(device, memory_format=torch.channels_last)
-        return module, torch.optim.Adam(module.parameters(), LEARNING_RATE, betas=(BETA1, 0.999), fused=True)
+        def rate(step: int) -> float:  # as a share of LEARNING_RATE: 1 until DECAY_FROM, then linearly down to 0
+            return min(1, (1 - step / steps) / max(1 - DECAY_FROM, 1 / steps))
 
-    a_to_b, a_to_b_optimizer = network(Generator)
-    b_to_a, b_to_a_optimizer = network(Generator)
-    discriminator_a, discriminator_a_optimizer = network(Discriminator)
-    discriminator_b, discriminator_b_optimizer = network(Discriminator)
-    optimizers = a_to_b_optimizer, b_to_a_optimizer, discriminator_a_optimizer, discriminator_b_optimizer
+        optimizers = [o for domain in domains for o in (domain.generator_optimizer, domain.discriminator_optimizer)]
+        schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
+        parts = a.parts("a") | b.parts("b") | {f"schedule_{i}": schedule for i, schedule in enumerate(schedules)}
+        history = run.resume(**parts) or [log_row(directions, *test, run, 0, 0, steps)]
+        step = history[-1]["step"]
+        autocast = run.autocast()  # convolutions in bfloat16, where that is faster
 
-    directions = {"a_to_b": (a_to_b, colors_a, colors_b), "b_to_a": (b_to_a, colors_b, colors_a)}
+        for epoch in range(history[-1]["epoch"] + 1, EPOCHS + 1):
+            batches = [torch.randperm(len(d.train))[:n].to(run.device).split(BATCH_SIZE) for d in domains]
+            batches = zip(*batches, strict=True)
+            for index_a, index_b in tqdm(batches, f"epoch {epoch}/{EPOCHS}", n_batches, leave=False, disable=None):
+                a.batch, b.batch = a.train.colored(index_a), b.train.colored(index_b)
+                r1_weight = R1_WEIGHT * R1_EVERY if step % R1_EVERY == 0 else 0
+                losses = []
+                for domain, other in ((a, b), (b, a)):
+                    # 1. The discriminator: real images of the domain against translated ones.
+                    with autocast:
+                        fake = domain.generator(other.batch).float()
+                        loss_d = discriminator_loss(domain.discriminator, domain.batch, fake, r1_weight)
+                    domain.discriminator_optimizer.zero_grad()
+                    loss_d.backward()
+                    domain.discriminator_optimizer.step()
 
-    def translate(name: str, grey: Tensor, d: Tensor) -> Tensor:
-        """Translations (n, 3, 28, 28) of the images `grey` (n, 28, 28) of digits d (n,) in the source's colours."""
-        generator, source, _ = directions[name]
-        outputs = torch.empty((len(d), 3, 28, 28), device=device, memory_format=torch.channels_last)
-        for part in torch.arange(len(d), device=device).split(50):  # what a cache holds: faster than all at once
-            outputs[part] = clamped(generator)(data.colorize(grey[part], source[d[part]]))
-        return outputs
+                    # 2. The generator that leads into the domain. Its step changes neither the discriminator nor, in
+                    # the cycle, the generator that leads back.
+                    domain.discriminator.requires_grad_(False)
+                    other.generator.requires_grad_(False)
+                    with autocast:
+                        loss_g = generator_loss(fake, domain.discriminator)
+                        if CYCLE_WEIGHT:  # translated back, the fakes should be what they were made from
+                            loss_g = loss_g + CYCLE_WEIGHT * (other.generator(fake).float() - other.batch).abs().mean()
+                    domain.generator_optimizer.zero_grad()
+                    loss_g.backward()
+                    domain.generator_optimizer.step()
+                    domain.discriminator.requires_grad_(True)
+                    other.generator.requires_grad_(True)
+                    losses += [loss_d.item(), loss_g.item()]
 
-    parts = {
-        "a_to_b": a_to_b,
-        "b_to_a": b_to_a,
-        "discriminator_a": discriminator_a,
-        "discriminator_b": discriminator_b,
-    } | {f"optimizer_{i}": optimizer for i, optimizer in enumerate(optimizers)}
-    shown = metrics.first_of_each_digit(test_digits, 4).T  # (4, 10)
-    n = min(IMAGES_PER_EPOCH, len(half_a))
-    n_batches = math.ceil(n / BATCH_SIZE)
-    epoch, step, steps, last_loss = 0, 0, EPOCHS * n_batches, math.nan
+                for schedule in schedules:
+                    schedule.step()
+                run.check_finite(sum(losses), step)
+                step += 1
+            history.append(log_row(directions, *test, run, epoch, step, steps))
+            run.checkpoint(history)
 
-    def log() -> None:  # to be called once there is a history
-        """A row of scores for the history, with the first test image of each digit as it is translated now."""
-        row, pictures = {"epoch": epoch, "step": step}, []
-        for name, (_, _, target) in directions.items():
-            outputs = translate(name, test_images[:2000], test_digits[:2000])
-            scores, _ = metrics.translation_scores(name, outputs, test_images[:2000], test_digits[:2000], target)
-            row |= {f"{name}_{part}": scores[f"{name}_{part}"] for part in ("digit", "color", "both")}
-            pictures.append(translate(name, test_images[shown[0]], test_digits[shown[0]]))
-        row["seconds"] = time.perf_counter() - started
-        print(
-            f"{step:{len(str(steps))}d}/{steps} updates",
-            *(f"{name}: digit {row[f'{name}_digit']:6.1%}  colour {row[f'{name}_color']:6.1%}" for name in directions),
-            f"{row['seconds'] / 60:4.1f} min",
-            sep=" | ",
-            flush=True,
-        )
-        history.append(row | {"pictures": torch.stack(pictures).mul(255).round().byte().cpu()})  # (2, 10, 3, 28, 28)
-
-    history = runs.resume(OUTPUT_DIR, constants, **parts)
-    if history:
-        epoch, step = history[-1]["epoch"], history[-1]["step"]
-        started -= history[-1]["seconds"]
-    else:
-        log()
-
-    while epoch < EPOCHS:
-        epoch += 1
-        batches_a, batches_b = (torch.randperm(len(half_a))[:n].to(device).split(BATCH_SIZE) for _ in range(2))
-        for index_a, index_b in tqdm(
-            zip(batches_a, batches_b, strict=True), f"epoch {epoch}/{EPOCHS}", n_batches, leave=False, disable=None
-        ):
-            # Share of the rate that is left: above 1 until DECAY_FROM, then down to 0.
-            left = (1 - step / steps) / max(1 - DECAY_FROM, 1 / steps)  # 1 / steps: for a DECAY_FROM of 1
-            for optimizer in optimizers:
-                optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, left)
-            r1_weight = R1_WEIGHT * R1_EVERY if step % R1_EVERY == 0 else 0
-            real_a = data.colorize(train_a[0][index_a], train_a[1][index_a])  # (B, 3, 28, 28)
-            real_b = data.colorize(train_b[0][index_b], train_b[1][index_b])
-            losses = []
-            # In turn for A and for B: the discriminator of the domain, then the generator that leads into it.
-            for real, source, to_target, to_source, discriminator, d_optimizer, g_optimizer in (
-                (real_a, real_b, b_to_a, a_to_b, discriminator_a, discriminator_a_optimizer, b_to_a_optimizer),
-                (real_b, real_a, a_to_b, b_to_a, discriminator_b, discriminator_b_optimizer, a_to_b_optimizer),
-            ):
-                with fast:
-                    fake = to_target(source).float()
-                    loss_d = discriminator_loss(discriminator, real, fake, r1_weight)
-                d_optimizer.zero_grad()
-                loss_d.backward()
-                d_optimizer.step()
-
-                # The generator's step changes neither of these: in the cycle, the way back is not trained.
-                for frozen in (discriminator, to_source):
-                    frozen.requires_grad_(False)
-                with fast:
-                    loss_g = F.softplus(-discriminator(fake).float()).mean()  # BCE of the fakes with 1
-                    if CYCLE_WEIGHT:  # led back by the other generator, the fakes should be what they were made from
-                        loss_g = loss_g + CYCLE_WEIGHT * (to_source(fake).float() - source).abs().mean()
-                g_optimizer.zero_grad()
-                loss_g.backward()
-                g_optimizer.step()
-                for frozen in (discriminator, to_source):
-                    frozen.requires_grad_(True)
-                losses += [loss_d.item(), loss_g.item()]
-
-            runs.check_finite(sum(losses), epoch, step, last_loss)
-            last_loss = sum(losses)
-            step += 1
-        log()
-        runs.checkpoint(OUTPUT_DIR, constants, history, **parts)
-
-    runs.give_memory_back()  # scores need larger blocks than training steps
-    results, rows, maps = {}, {}, {}
-    for name, (_, source, target) in directions.items():
-        x = translate(name, test_images, test_digits)
-        scores, right = metrics.translation_scores(name, x, test_images, test_digits, target)
-        results |= scores
-        maps[name] = metrics.color_map(x, test_images, test_digits, target)
-        pictures = [x[shown]]
-        for kind, colors in (("identity", source), ("oracle", target)):
-            x = data.colorize(test_images, colors[test_digits])  # 94 MB, in place of the images before
-            results |= metrics.translation_scores(f"{kind}_{name}", x, test_images, test_digits, target)[0]
-            pictures.append(x[shown])
-        translations, originals, targets = pictures
-        rows[name] = originals, translations, targets, right[shown]
-    reached = (row for row in history if min(row[f"{name}_color"] for name in directions) >= 0.99)  # of 2,000 images
-    results["updates_to_99"] = next((row["step"] for row in reached), None)
-    weights = {name: generator.state_dict() for name, (generator, _, _) in directions.items()}
-    runs.save_torch(OUTPUT_DIR / "generators.pt", weights)
-
-    plots.translation_movie(OUTPUT_DIR / "training.gif", rows, history)
-    history = [{key: value for key, value in row.items() if key != "pictures"} for row in history]
-    plots.translation_curves(OUTPUT_DIR / "scores.png", history)
-    plots.translations(OUTPUT_DIR / "translations.png", rows, results)
-    palettes = {"a_to_b": colors_b, "b_to_a": colors_a}
-    plots.color_maps(OUTPUT_DIR / "map.png", maps, palettes, {"a_to_b": data.DOMAIN_B, "b_to_a": data.DOMAIN_A})
-    runs.finish(OUTPUT_DIR, constants, time.perf_counter() - started, results, history)
+        generators = {"a_to_b": b.generator.state_dict(), "b_to_a": a.generator.state_dict()}
+        runs.save_torch(OUTPUT_DIR / "generators.pt", generators)
+        results, examples, maps = metrics.evaluate_translation(directions, *test)
+        results["updates_to_99"] = updates_to_99(history)
+        figures(directions, results, examples, maps, history)
+        run.finish(results, [{key: value for key, value in row.items() if key != "pictures"} for row in history])
     return results
+
+
+def log_row(
+    directions: dict[str, metrics.Direction],
+    images: Tensor,
+    digits: Tensor,
+    run: runs.Run,
+    epoch: int,
+    step: int,
+    steps: int,
+) -> dict:
+    """Prints a line of the log. Returns its row of the history: scores of the first 2,000 test images, and pictures.
+
+    The pictures, uint8 (2, 10, 3, 28, 28), are the first test image of each digit as it is translated now.
+    """
+    row, pictures = {"epoch": epoch, "step": step}, []
+    first = metrics.first_of_each_digit(digits, 1)[:, 0]
+    for name, direction in directions.items():
+        outputs = direction.outputs(images[:2000], digits[:2000])
+        scores, _ = metrics.translation_scores(name, outputs, images[:2000], digits[:2000], direction.target)
+        row |= {f"{name}_{part}": scores[f"{name}_{part}"] for part in ("digit", "color", "both")}
+        pictures.append(direction.outputs(images[first], digits[first]))
+    row["seconds"] = run.seconds()
+    print(
+        f"{step:{len(str(steps))}d}/{steps} updates",
+        *(f"{name}: digit {row[f'{name}_digit']:6.1%}  colour {row[f'{name}_color']:6.1%}" for name in directions),
+        f"{row['seconds'] / 60:4.1f} min",
+        sep=" | ",
+        flush=True,
+    )
+    return row | {"pictures": torch.stack(pictures).mul(255).round().byte().cpu()}
+
+
+def updates_to_99(history: list[dict]) -> int | None:
+    """The updates after which 99% of the colours were first right in both directions, by the log; None if never."""
+    reached = (row["step"] for row in history if min(row["a_to_b_color"], row["b_to_a_color"]) >= 0.99)
+    return next(reached, None)
+
+
+def figures(
+    directions: dict[str, metrics.Direction], results: dict, examples: dict, maps: dict, history: list[dict]
+) -> None:
+    """Draws all figures from what metrics.evaluate_translation returned."""
+    plots.translation_movie(OUTPUT_DIR / "training.gif", examples, history)
+    plots.translation_curves(OUTPUT_DIR / "scores.png", history)
+    plots.translations(OUTPUT_DIR / "translations.png", examples, results)
+    palettes = {name: direction.target for name, direction in directions.items()}
+    plots.color_maps(OUTPUT_DIR / "map.png", maps, palettes, {"a_to_b": data.DOMAIN_B, "b_to_a": data.DOMAIN_A})
 
 
 if __name__ == "__main__":

@@ -1,86 +1,85 @@
-"""MNIST as tensors, and the colours the digits wear.
+"""MNIST as tensors, and the colours that its digits wear.
 
-The images stay grey uint8 in memory (47 MB); a batch is coloured on the device when it is needed:
+The images stay grey in memory (47 MB of uint8). A batch gets its colours on the device, when it is needed:
 
     train = data.colored_set(train=True, device=device)
-    x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28) float32 in [0, 1]
+    x = train.colored(index)  # float32 (B, 3, 28, 28) in [0, 1]
 """
 
-import gzip
-import hashlib
+import math
 import os
 import shutil
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 from urllib.error import URLError
 
 import matplotlib.colors
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
+from torchvision.datasets.utils import calculate_md5, check_integrity
 
-# What to load: "MNIST", or one of torchvision's look-alikes with the same file names, "FashionMNIST" and "KMNIST".
+# What to load: "MNIST", or one of the two datasets of the same format, "FashionMNIST" and "KMNIST".
 DATASET = "MNIST"
-DATA_DIR = Path(__file__).parent / "datasets"  # the files lie in DATA_DIR/DATASET/raw/
+DATA_DIR = Path(__file__).parent / "datasets"  # the files are in DATA_DIR/DATASET/raw/
 
-# Ranges (low, high) within [0, 1] that the random colours are drawn from. (1, 1) is pure, full colour; a wider
-# VALUE makes dark digits, a wider SATURATION pale ones (at saturation 0 an image has no hue left to score).
+# Ranges (low, high) within [0, 1] of the random colours. (1, 1) gives pure, full colours. A wider VALUE adds dark
+# digits, a wider SATURATION pale ones (at saturation 0 an image has no hue to score).
 SATURATION = (1.0, 1.0)
 VALUE = (1.0, 1.0)
+
+# Seeds of the random colours. They are the same in every run: all models see, and are scored on, the same images.
+TRAIN_COLOR_SEED = 1
+TEST_COLOR_SEED = 2
 
 # The two domains of cyclegan_colors.py: the colour of each digit, 0 to 9, as CSS names. B gives digit d the colour that
 # digit (d + 1) mod 10 wears in A.
 DOMAIN_A = ("red", "darkorange", "yellow", "lime", "teal", "cyan", "blue", "purple", "magenta", "white")
 DOMAIN_B = (*DOMAIN_A[1:], DOMAIN_A[0])
 
-# Seeds of the random colours. The same for every run, so that all models see and are scored on the same images.
-TRAIN_COLOR_SEED = 1
-TEST_COLOR_SEED = 2
+# The constants above that decide what a script sees: in a set with random colours, and in the two domains.
+RANDOM_COLORS = ("DATASET", "SATURATION", "VALUE", "TRAIN_COLOR_SEED", "TEST_COLOR_SEED")
+DOMAINS = ("DATASET", "DOMAIN_A", "DOMAIN_B")
 
-FILES = {  # of the training set and of the test set, as torchvision names them when extracted
-    True: ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    False: ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+# MD5 sums of the extracted files, in the order of torchvision's `resources`: training images, training labels, test
+# images, test labels. KMNIST's are not known here: torchvision checks its archives.
+MD5 = {
+    "MNIST": (
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
+    ),
+    "FashionMNIST": (
+        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "9018921c3c673c538a1fc5bad174d6f9",
+        "8181f5470baa50b63fa0f6fddb340f0a",
+        "15d484375f8d13e6eb1aabb0c3f46965",
+    ),
 }
-MD5 = {  # of the extracted files
-    "MNIST": {
-        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-    },
-}
+
+
+# ------------------------------------------------------------------------------------------------- the images
 
 
 def load(train: bool) -> tuple[Tensor, Tensor]:
-    """The training set or the test set: images uint8 (n, 28, 28), digits int64 (n,).
+    """The training or the test set of DATASET: images uint8 (n, 28, 28), digits int64 (n,).
 
-    Files already extracted are read; otherwise the .gz files beside them are extracted once; otherwise torchvision
-    downloads them. Exits with one sentence where a file is missing, damaged or cannot be read.
+    The first call extracts the .gz files, or has torchvision download them. Exits with one sentence if a file is
+    missing, damaged, of another dataset, or cannot be read.
     """
     if DATASET not in ("MNIST", "FashionMNIST", "KMNIST"):
         raise SystemExit(f"DATASET in data.py is {DATASET!r}: it must be 'MNIST', 'FashionMNIST' or 'KMNIST'.")
     dataset = getattr(torchvision.datasets, DATASET)
     raw = Path(DATA_DIR) / DATASET / "raw"
+    files = [raw / Path(archive).stem for archive, _ in dataset.resources]
     try:
-        for name in FILES[True] + FILES[False]:
-            if not (raw / name).exists() and (raw / f"{name}.gz").exists():
-                _extract(raw / f"{name}.gz", raw / name)
-        missing = [name for name in FILES[True] + FILES[False] if not (raw / name).exists()]
-        if missing:
-            print(f"{missing[0]} is not in {raw}: downloading {DATASET}.")
-            try:
-                dataset(DATA_DIR, train=train, download=True)
-            except (RuntimeError, URLError) as error:
-                raise SystemExit(
-                    f"{DATASET} is not in {raw} and could not be downloaded ({str(error).splitlines()[0]}): put its "
-                    "four .gz files there."
-                ) from None
-        for name in FILES[train]:
-            if (wanted := MD5.get(DATASET, {}).get(name)) and _md5(raw / name) != wanted:
-                raise SystemExit(
-                    f"{raw / name} is damaged or not {DATASET}'s (its MD5 is not {wanted}): delete it, and it is "
-                    "extracted again from the .gz file beside it, or downloaded."
-                )
+        if not all(file.exists() for file in files):
+            _extract(dataset, raw)
+        for i in (0, 1) if train else (2, 3):
+            _check(files[i], i)
         loaded = dataset(DATA_DIR, train=train)
     except OSError as error:
         raise SystemExit(f"{error.filename or raw} cannot be read or written: {error.strerror or error}.") from None
@@ -89,45 +88,95 @@ def load(train: bool) -> tuple[Tensor, Tensor]:
     return loaded.data, loaded.targets.long()
 
 
+def _extract(dataset: type, raw: Path) -> None:
+    """Has torchvision verify and extract the archives in `raw`, and download the missing ones.
+
+    This happens in a temporary folder, and whole files are moved: a process that is killed leaves no half file.
+    """
+    for archive, md5 in dataset.resources:
+        if (raw / archive).exists() and not check_integrity(raw / archive, md5):
+            raise SystemExit(
+                f"{raw / archive} is damaged or not the original file of {DATASET}: put that back, delete the file to "
+                "have it downloaded, or extract the four files yourself."
+            )
+        if not (raw / archive).exists():
+            print(f"{archive} is not in {raw}: downloading {DATASET}.")
+    Path(DATA_DIR).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp", dir=DATA_DIR) as temporary:
+        scratch = Path(temporary) / DATASET / "raw"
+        scratch.mkdir(parents=True)
+        for archive in raw.glob("*.gz"):
+            shutil.copy(archive, scratch)
+        try:
+            dataset(temporary, download=True)
+        except (RuntimeError, URLError) as error:
+            raise SystemExit(
+                f"{DATASET} is not in {raw} and could not be downloaded ({str(error).splitlines()[0]}): put its four "
+                ".gz files there."
+            ) from None
+        raw.mkdir(parents=True, exist_ok=True)
+        for file in scratch.iterdir():
+            if not (raw / file.name).exists():
+                os.replace(file, raw / file.name)
+
+
+def _check(file: Path, i: int) -> None:
+    """Exits with one sentence if an extracted file, number i of MD5's, is not the one of DATASET."""
+    md5 = calculate_md5(file)
+    foreign = any(md5 in sums for name, sums in MD5.items() if name != DATASET)
+    if foreign or md5 != MD5.get(DATASET, {i: md5})[i]:
+        raise SystemExit(
+            f"{file} is damaged or not the file of {DATASET}: delete it, and it is extracted again from the .gz file "
+            "beside it, or downloaded."
+        )
+
+
 def class_names() -> list[str]:
-    """What figures call the ten classes of DATASET: the digits themselves for MNIST, torchvision's names for others."""
+    """What figures call the ten classes of DATASET: the digits for MNIST, torchvision's names for the others."""
     return [str(digit) for digit in range(10)] if DATASET == "MNIST" else getattr(torchvision.datasets, DATASET).classes
 
 
-def _extract(packed: Path, target: Path) -> None:
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        with gzip.open(packed) as source, open(temporary, "wb") as file:
-            shutil.copyfileobj(source, file)
-        wanted = MD5.get(DATASET, {}).get(target.name)
-        if wanted and _md5(temporary) != wanted:
-            raise EOFError
-        os.replace(temporary, target)
-    except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
-        raise SystemExit(
-            f"{packed} is damaged or not {DATASET}'s: put back the original file (git checkout -- {packed.name} in its "
-            "folder), or delete it to have it downloaded."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+def deform(x: Tensor, shift: float, rotation: float, scale: float, shear: float = 0.0) -> Tensor:
+    """Images (B, C, 28, 28), each shifted, turned, scaled and sheared at random, bilinearly interpolated.
 
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-def hsv_to_rgb(hsv: Tensor) -> Tensor:
-    """Colours (..., 3): hue in degrees, saturation and value in [0, 1], to RGB in [0, 1] of the same shape.
-
-    Smith, Color gamut transform pairs, SIGGRAPH 1978, in the closed form with one term for each channel.
+    The four are bounds, drawn from uniformly in both directions: pixels along each axis, degrees, a share of the size,
+    and horizontal pixels for each vertical one. What comes in from outside is black.
     """
-    hue, saturation, value = hsv.unsqueeze(-1).unbind(-2)  # each (..., 1)
-    sector = (hue / 60 + hue.new_tensor([5.0, 3.0, 1.0])) % 6
-    return value * (1 - saturation * torch.minimum(sector, 4 - sector).clamp(0, 1))
+    shifts, angles, scales = torch.rand(3, 2, len(x), device=x.device) * 2 - 1
+    shifts = shifts * shift / 14  # grid_sample's coordinates span [-1, 1]
+    angle, size, slant = angles[0] * math.radians(rotation), 1 + scales[0] * scale, angles[1] * shear
+    cos, sin = angle.cos() * size, angle.sin() * size
+    rows = (cos, cos * slant - sin, shifts[0]), (sin, sin * slant + cos, shifts[1])
+    grid = F.affine_grid(torch.stack([torch.stack(row, 1) for row in rows], 1), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+# ------------------------------------------------------------------------------------------------ the colours
+
+
+def random_colors(n: int, seed: int) -> Tensor:
+    """n random colours, float32 (n, 3) RGB in [0, 1]: hue uniform on the wheel, the rest from SATURATION and VALUE.
+
+    Colour i depends only on (seed, i), whatever n, the order of batches and other random states. Exits with one
+    sentence if SATURATION or VALUE is no range.
+    """
+    for name, bounds in (("SATURATION", SATURATION), ("VALUE", VALUE)):
+        if not (isinstance(bounds, tuple) and len(bounds) == 2 and _ordered(0, *bounds, 1)):
+            raise SystemExit(f"{name} in data.py is {bounds!r}: it must be (low, high) with 0 <= low <= high <= 1.")
+    uniform = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    low, high = torch.tensor([(0, 1), SATURATION, VALUE], dtype=torch.float64).T  # of hue, saturation, value
+    return torch.from_numpy(matplotlib.colors.hsv_to_rgb((low + (high - low) * uniform).numpy())).float()
+
+
+def _ordered(*values) -> bool:
+    return all(type(v) in (int, float) for v in values) and list(values) == sorted(values)
 
 
 def rgb_to_hue(rgb: Tensor) -> Tensor:
-    """RGB colours (..., 3) → hue in degrees, [0, 360]; NaN where there is none (grey, black). Inverts hsv_to_rgb."""
+    """RGB colours (..., 3) → hue in degrees, [0, 360]; NaN where there is none (grey, black).
+
+    Smith, Color gamut transform pairs, SIGGRAPH 1978. matplotlib's rgb_to_hsv has no device, and calls grey red.
+    """
     high, low = rgb.amax(-1), rgb.amin(-1)
     r, g, b = rgb.unbind(-1)
     sector = torch.where(
@@ -138,34 +187,19 @@ def rgb_to_hue(rgb: Tensor) -> Tensor:
     return (60 * sector) % 360
 
 
-def random_colors(n: int, seed: int) -> Tensor:
-    """n random colours, float32 (n, 3) RGB in [0, 1]: hue uniform on the wheel, the rest from SATURATION and VALUE.
-
-    Colour i depends on (seed, i) alone: not on n, on the order of batches or on any other random state.
-    """
-    for name, bounds in (("SATURATION", SATURATION), ("VALUE", VALUE)):
-        if not (isinstance(bounds, tuple) and len(bounds) == 2 and _ordered(0, *bounds, 1)):
-            raise SystemExit(f"{name} in data.py is {bounds!r}: it must be (low, high) with 0 <= low <= high <= 1.")
-    uniform = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    low = torch.tensor([0, SATURATION[0], VALUE[0]], dtype=torch.float64)
-    high = torch.tensor([360, SATURATION[1], VALUE[1]], dtype=torch.float64)
-    return hsv_to_rgb(low + (high - low) * uniform).float()
-
-
-def _ordered(*values) -> bool:
-    return all(type(v) in (int, float) for v in values) and list(values) == sorted(values)
-
-
 def colorize(images: Tensor, colors: Tensor) -> Tensor:
     """Grey uint8 images (B, 28, 28) in RGB colours (B, 3) → float32 (B, 3, 28, 28) in [0, 1]: grey level × colour.
 
-    The product keeps strokes anti-aliased: a half-grey pixel wears half the colour.
+    The product keeps strokes anti-aliased: a half-grey pixel gets half the colour.
     """
     return (images[:, None] / 255) * colors[:, :, None, None]
 
 
 def palette(name: str, css_names: tuple[str, ...]) -> Tensor:
-    """The ten colours of a domain, float32 (10, 3) RGB in [0, 1]. Exits with one sentence if they are not ten."""
+    """The ten colours of a domain, float32 (10, 3) RGB in [0, 1].
+
+    Exits with one sentence if they are not ten visible, different colours; warns of two that are near each other.
+    """
     if not (isinstance(css_names, tuple) and len(css_names) == 10):
         raise SystemExit(f"{name} in data.py is {css_names!r}: it must be a tuple of ten colour names, one a digit.")
     for css_name in css_names:
@@ -183,16 +217,30 @@ def palette(name: str, css_names: tuple[str, ...]) -> Tensor:
         raise SystemExit(f"{name} in data.py gives digits {i} and {j} the same colour: it must give each its own.")
     if distances.min() < 0.25:
         near = f"{css_names[i]} and {css_names[j]} of {name} are only {distances.min():.2f} apart"
-        print(f"Warning: {near} in RGB (black to white is 1.73): they may be taken for each other.")
+        print(f"Warning: {near} in RGB (black to white is 1.73): one may be mistaken for the other.")
     return colors
 
 
-class ColoredSet(NamedTuple):
+# ------------------------------------------------------------------------------------------- images in colours
+
+
+@dataclass(frozen=True)
+class ColoredSet:
     """Grey images, the digit in each, and the colour it wears. No training looks at `digits`."""
 
     images: Tensor  # uint8 (n, 28, 28)
     digits: Tensor  # int64 (n,)
     colors: Tensor  # float32 (n, 3), RGB in [0, 1]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, part: slice | Tensor) -> "ColoredSet":
+        return ColoredSet(self.images[part], self.digits[part], self.colors[part])
+
+    def colored(self, index: slice | Tensor) -> Tensor:
+        """The images of these indices (B,) in their colours, float32 (B, 3, 28, 28) in [0, 1]."""
+        return colorize(self.images[index], self.colors[index])
 
     @property
     def hues(self) -> Tensor:
@@ -201,7 +249,7 @@ class ColoredSet(NamedTuple):
 
 
 def colored_set(train: bool, device: torch.device) -> ColoredSet:
-    """The training set or the test set on the device, with its random colours."""
+    """The training or the test set on the device, with its random colours."""
     images, digits = load(train)
     colors = random_colors(len(images), TRAIN_COLOR_SEED if train else TEST_COLOR_SEED)
     return ColoredSet(images.to(device), digits.to(device), colors.to(device))

@@ -30,7 +30,7 @@ class Explorer:
     def __init__(self, model: vae_joint.JointVAE, test: data.ColoredSet):
         self.model, self.test = model, test
         self.random = torch.Generator().manual_seed(0)
-        few = data.ColoredSet(*(part[:N_SHOWN] for part in test))
+        few = test[:N_SHOWN]
         codes = metrics.codes_of(model, few)
         self.code = codes[0].clone()
 
@@ -83,7 +83,7 @@ class Explorer:
         if event.key == "r":
             index = torch.randint(len(self.test.images), (1,), generator=self.random)
             with torch.inference_mode():
-                code = self.model.code(data.colorize(self.test.images[index], self.test.colors[index]))[0]
+                code = self.model.code(self.test.colored(index))[0]
             self.show_code(code)
         elif event.key == "w":
             path = vae_joint.OUTPUT_DIR / "explored.png"

@@ -1,169 +1,58 @@
-"""The scores: a judge that reads digits, a reader of hues, and what a latent code controls.
+"""The scores: what survives in a picture, and what a latent code controls.
 
-`python metrics.py` trains the judge on the training images and saves it to outputs/metrics/<DATASET>/ (its weights are
-tracked, so that no run waits for it). Everything else here is called by the model scripts on what they learned. Labels
-train the judge alone: of a VAE or a generator they name and score what it learned.
-
-Scores are shares in [0, 1]; hues are degrees; information is in nats.
+The scripts call this on what they learned. Labels only name and score: nothing here trains a VAE or a generator. Scores
+are shares in [0, 1], hues are degrees, information is in nats.
 """
 
 import functools
 import math
-import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import data
+import judge
 import runs
-
-# The judge's training. Changing these changes the ruler, not a model.
-SEED = 0
-EPOCHS = 8
-BATCH_SIZE = 120
-LEARNING_RATE = 0.004  # peak of the one-cycle schedule
-MAX_SHIFT = 2.0  # pixels, either way, along each axis
-MAX_ROTATION = 12.0  # degrees
-MAX_SCALE = 0.1  # share of the size, up or down
-
-OUTPUT_DIR = Path(__file__).parent / "outputs" / "metrics"
 
 HUE_TOLERANCE = 15.0  # degrees: a hue is right when it is no further off
 N_HUES = 24  # requested hues, evenly spaced from 0 degrees
 CODES_PER_REQUEST = 5
 N_SEARCHED = 10_000  # training images whose codes may be chosen for a request
-N_NEIGHBORS = 50  # training codes that tell what a code stands for
+N_NEIGHBORS = 50  # training codes that decide what a code stands for
 BANDWIDTH = 0.1  # of the kernel that weighs them, in the units of the code
 HUE_WIDTH = 10.0  # degrees: how fast a code gets less suitable as its hue is off
 N_HUE_BINS = 12  # for mutual information with the hue
 N_VALUE_BINS = 20  # equally filled bins of a continuous latent, for mutual information
 
 
-# ------------------------------------------------------------------------------------------------- the judge
+# --------------------------------------------------------------------------------------- reading a picture
 
 
-class Judge(nn.Sequential):
-    """Reads the digit from an image of any colour: (B, 3, 28, 28) in [0, 1] → logits (B, 10)."""
-
-    def __init__(self):
-        def block(channels_in: int, channels_out: int) -> list[nn.Module]:
-            return [
-                nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels_out),
-                nn.ReLU(),
-            ]
-
-        super().__init__(
-            *block(1, 16),
-            nn.MaxPool2d(2),  # 14 × 14
-            *block(16, 32),
-            *block(32, 32),
-            nn.MaxPool2d(2),  # 7 × 7
-            *block(32, 64),
-            *block(64, 64),
-            nn.MaxPool2d(2),  # 3 × 3
-            nn.Flatten(),
-            nn.Dropout(0.3),
-            nn.Linear(64 * 3 * 3, 10),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        ink = x.amax(1, keepdim=True)  # (B, 1, 28, 28): the grey level, whatever the hue
-        return super().forward(ink / ink.amax((2, 3), keepdim=True).clamp(min=1e-6))
-
-
-def main() -> dict[str, float]:
-    """Trains the judge, prints its share right on the test digits in grey and in colour, saves weights and results."""
-    started = time.perf_counter()
-    names = ("SEED", "EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "MAX_SHIFT", "MAX_ROTATION", "MAX_SCALE")
-    constants = runs.constants({name: globals()[name] for name in names})
-    folder = OUTPUT_DIR / str(data.DATASET)
-    device = runs.begin(folder, constants)
-    images, digits = (t.to(device) for t in data.load(train=True))
-    torch.manual_seed(SEED)
-    judge = Judge().to(device, memory_format=torch.channels_last)
-    steps = EPOCHS * math.ceil(len(images) / BATCH_SIZE)
-    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    for epoch in range(1, EPOCHS + 1):
-        judge.train()
-        batches = torch.randperm(len(images)).to(device).split(BATCH_SIZE)
-        for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
-            x = data.colorize(images[index], torch.ones(len(index), 3, device=device))
-            loss = F.cross_entropy(judge(_jitter(x)), digits[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        print(f"epoch {epoch:2d}/{EPOCHS}   loss of the last batch {loss.item():.4f}")
-
-    judge.eval()
-    images, digits = (t.to(device) for t in data.load(train=False))
-    grey = data.colorize(images, torch.ones(len(images), 3, device=device))
-    colored = data.colorize(images, data.random_colors(len(images), data.TEST_COLOR_SEED).to(device))
-    results = {
-        f"judge_{name}": (_in_batches(judge, x).argmax(1) == digits).float().mean().item()
-        for name, x in (("grey", grey), ("colored", colored))
-    }
-    runs.save_torch(folder / "judge.pt", judge.state_dict())
-    runs.finish(folder, constants, time.perf_counter() - started, results)
-    return results
-
-
-def _jitter(x: Tensor) -> Tensor:
-    """x (B, 1 or 3, 28, 28), each image shifted, turned and scaled a little at random."""
-    shift, angle, scale = torch.rand(3, 2, len(x), device=x.device) * 2 - 1
-    shift = shift * MAX_SHIFT / 14  # the image spans [-1, 1]
-    angle, scale = angle[0] * math.radians(MAX_ROTATION), 1 + scale[0] * MAX_SCALE
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    theta = torch.stack([torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1)
-    return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
-
-
-def _in_batches(function, x: Tensor, size: int = 500) -> Tensor:
+def _in_batches(function: Callable, x: Tensor, size: int = 500) -> Tensor:
     with torch.inference_mode():
         return torch.cat([function(batch) for batch in x.split(size)])
 
 
-def judge(device: torch.device) -> Judge:
-    """The trained judge of data.DATASET on a device, in eval mode. Where there is none yet, it is trained first."""
-    path = OUTPUT_DIR / data.DATASET / "judge.pt"
-    if not path.exists():
-        print(f"There is no judge for {data.DATASET} yet: training it, once.")
-        main()
-    return _load_judge(path, device)
-
-
-@functools.cache
-def _load_judge(path: Path, device: torch.device) -> Judge:
-    model = Judge()
-    try:
-        model.load_state_dict(runs.load_torch(path))
-    except (RuntimeError, TypeError, AttributeError):
-        raise SystemExit(f"{path} is not a judge's weights: delete it, then run python metrics.py.") from None
-    return model.to(device, memory_format=torch.channels_last).eval()
-
-
 def digit_of(images: Tensor) -> Tensor:
     """Judged digit of images (B, 3, 28, 28) in [0, 1]: int64 (B,)."""
-    return _in_batches(lambda x: judge(x.device)(x).argmax(1), images, 50)  # what a cache holds: faster than 500
+    model = judge.load(images.device)
+    return _in_batches(lambda x: model(x).argmax(1), images, 50)  # fits a processor's cache: faster than 500
 
 
 def hue_of(images: Tensor) -> Tensor:
     """Hue in degrees, (B,), of the ink-weighted mean RGB of images (B, 3, 28, 28); NaN where there is none.
 
-    A pixel's ink is the maximum of its channels, so that the black ground has no say.
+    A pixel's ink is the maximum of its channels, so that the black background does not count.
     """
     ink = images.amax(1, keepdim=True)
     return data.rgb_to_hue((ink * images).sum((2, 3)) / ink.sum((2, 3)))
 
 
 def hue_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Degrees between hues the shorter way round the wheel, in [0, 180]."""
+    """Degrees between two hues, the shorter way round the wheel, in [0, 180]."""
     return ((a - b + 180) % 360 - 180).abs()
 
 
@@ -178,7 +67,7 @@ def _shares(name: str, digit: Tensor, hue: Tensor) -> dict[str, float]:
 
 
 def first_of_each_digit(digits: Tensor, n: int) -> Tensor:
-    """Indices (10, n) of the first n images of each digit, in their order (over again where there are fewer)."""
+    """Indices (10, n) of the first n images of each digit, in their order (repeated where there are fewer)."""
     places = [(digits == digit).nonzero()[:, 0] for digit in range(10)]
     return torch.stack([place[torch.arange(n, device=place.device) % len(place)] for place in places])
 
@@ -186,33 +75,37 @@ def first_of_each_digit(digits: Tensor, n: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------------- ELBO
 
 
-def pixel_entropy(images: data.ColoredSet) -> float:
-    """Nats per image that no reconstruction can go below: the binary entropy of the fractional pixels themselves."""
+def _over(function: Callable, images: data.ColoredSet) -> Tensor:
+    """What function(x) gives for a whole set, x being its images in their colours, in batches."""
+    index = torch.arange(len(images), device=images.images.device)
+    return _in_batches(lambda i: function(images.colored(i)), index)
 
-    def entropy(index: Tensor) -> Tensor:
-        x = data.colorize(images.images[index], images.colors[index])
+
+def pixel_entropy(images: data.ColoredSet) -> float:
+    """The binary entropy of a set's fractional pixels, nats per image: no reconstruction loss can be lower."""
+
+    def entropy(x: Tensor) -> Tensor:
         return (torch.special.entr(x) + torch.special.entr(1 - x)).sum((1, 2, 3))
 
-    index = torch.arange(len(images.images), device=images.images.device)
-    return _in_batches(entropy, index).cpu().double().mean().item()
+    return _over(entropy, images).cpu().double().mean().item()
 
 
 @torch.inference_mode()
 def mean_terms(terms_of: Callable[[Tensor], dict[str, Tensor]], test: data.ColoredSet) -> dict[str, float]:
-    """Nats per image over a whole set. `terms_of(x)` gives the terms of -ELBO summed over a batch (B, 3, 28, 28)."""
+    """Means over a whole set, nats per image. `terms_of(x)`: the terms of -ELBO, summed over a batch (B, 3, 28, 28)."""
     sums: dict[str, float] = {}
-    for index in torch.arange(len(test.images), device=test.images.device).split(500):
-        terms = terms_of(data.colorize(test.images[index], test.colors[index]))
+    for index in torch.arange(len(test), device=test.images.device).split(500):
+        terms = terms_of(test.colored(index))
         sums = {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
-    return {name: value / len(test.images) for name, value in sums.items()}
+    return {name: value / len(test) for name, value in sums.items()}
 
 
 def elbo(terms_of: Callable[[Tensor, bool], dict[str, Tensor]], test: data.ColoredSet) -> dict[str, float]:
-    """-ELBO on the test set and each term of it, nats per image, from one sample an image.
+    """-ELBO on the test set and each of its terms, nats per image, from one sample an image.
 
-    `terms_of(x, hard)` draws relaxed samples, as trained, or one-hot ones. The relaxed value is no bound on the
-    likelihood, since its KL is that of the categories; the hard one is. For a model without categories the two are
-    two draws of the same.
+    `terms_of(x, hard)` draws relaxed samples, as in training, or one-hot (hard) ones. The relaxed value does not bound
+    the likelihood, because its KL is that of the categories. The hard value does. Without categories the two are two
+    draws of the same.
     """
     results = {"pixel_entropy": pixel_entropy(test)}
     for suffix, hard in (("", False), ("_hard", True)):
@@ -228,15 +121,14 @@ def elbo(terms_of: Callable[[Tensor, bool], dict[str, Tensor]], test: data.Color
 
 def codes_of(model: nn.Module, images: data.ColoredSet) -> Tensor:
     """The deterministic codes (n, D) of a whole set."""
-    index = torch.arange(len(images.images), device=images.images.device)
-    return _in_batches(lambda i: model.code(data.colorize(images.images[i], images.colors[i])), index)
+    return _over(model.code, images)
 
 
 def mutual_information(a: Tensor, b: Tensor) -> float:
-    """Mutual information in nats of two int64 vectors (n,) of symbols from 0, from their joint histogram.
+    """Mutual information in nats of two int64 vectors (n,) with values from 0, from their joint histogram.
 
-    The plug-in estimate: too high by about (|A| - 1)(|B| - 1) / 2n (Miller 1955), 0.01 nats for 20 bins, 12 hues and
-    10,000 images.
+    This plug-in estimate is too high by about (|A| - 1)(|B| - 1) / 2n (Miller 1955): 0.01 nats for 20 bins, 12 hues
+    and 10,000 images.
     """
     n_a, n_b = int(a.max()) + 1, int(b.max()) + 1
     joint = torch.bincount((a * n_b + b).cpu(), minlength=n_a * n_b).double().view(n_a, n_b) / len(a)
@@ -244,10 +136,10 @@ def mutual_information(a: Tensor, b: Tensor) -> float:
     return (sum(torch.special.entr(p).sum() for p in marginals) - torch.special.entr(joint).sum()).item()
 
 
-def symbols(latent: Tensor) -> Tensor:
-    """One latent's part of the codes, (n, width), as symbols (n,): its category, or the bin of its value.
+def discretize(latent: Tensor) -> Tensor:
+    """One latent's columns of the codes, (n, width) → int64 (n,): its category, or the bin of its value.
 
-    A continuous latent (width 1) is cut into N_VALUE_BINS bins that hold equally many of the n values.
+    The N_VALUE_BINS bins of a continuous latent (width 1) hold equally many of the n values.
     """
     if latent.shape[1] > 1:
         return latent.argmax(1)
@@ -255,23 +147,24 @@ def symbols(latent: Tensor) -> Tensor:
     return ranks * N_VALUE_BINS // len(ranks)
 
 
-def information(latents: dict[str, slice], codes: Tensor, images: data.ColoredSet) -> dict[str, dict[str, float]]:
-    """For each latent its mutual information with the digit and with the hue (N_HUE_BINS bins), in nats."""
+def latent_information(
+    latents: dict[str, slice], codes: Tensor, images: data.ColoredSet
+) -> dict[str, dict[str, float]]:
+    """The mutual information of each latent with the digit and with the hue (N_HUE_BINS bins), in nats."""
     hue_bins = (images.hues.nan_to_num() * N_HUE_BINS / 360).long().clamp(max=N_HUE_BINS - 1)
     return {
         name: {
-            "mi_digit": mutual_information(symbols(codes[:, columns]), images.digits),
-            "mi_hue": mutual_information(symbols(codes[:, columns]), hue_bins),
+            "mi_digit": mutual_information(discretize(codes[:, columns]), images.digits),
+            "mi_hue": mutual_information(discretize(codes[:, columns]), hue_bins),
         }
         for name, columns in latents.items()
     }
 
 
 def latent_usage(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict[str, dict]:
-    """KL, mutual information and categories in use of each latent on test images; warns of one that is of no use."""
-    index = torch.arange(len(test.images), device=test.images.device)
-    kl = _in_batches(lambda i: model.kl(data.colorize(test.images[i], test.colors[i])), index).mean(0)
-    usage = information(model.latents, codes, test)
+    """KL, mutual information and categories in use of each latent on test images. Warns of a latent that is unused."""
+    kl = _over(model.kl, test).mean(0)
+    usage = latent_information(model.latents, codes, test)
     for (name, columns), nats in zip(model.latents.items(), kl.tolist(), strict=True):
         usage[name] = {"kl": nats} | usage[name]
         if columns.stop - columns.start > 1:
@@ -291,38 +184,37 @@ def reconstruction(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> di
     return _shares("reconstruction", *_right(_in_batches(model.decode, codes), test.digits, test.hues))
 
 
-def wheel(codes: Tensor, test: data.ColoredSet) -> dict[str, float]:
-    """What angle and radius of the first two numbers of the codes (n, D) tell: is the plane a colour wheel?
+def color_wheel_scores(codes: Tensor, test: data.ColoredSet) -> dict[str, float]:
+    """Is the plane of the first two numbers of the codes (n, D) a colour wheel?
 
-    angle_mi_hue: mutual information of the angle (N_VALUE_BINS bins) and the hue, in nats, log N_HUE_BINS = 2.48 at
-    most; radius_ink_correlation: Pearson's, of the distance from the origin and the ink of the image.
+    angle_mi_hue, angle_mi_digit: mutual information of the angle (N_VALUE_BINS bins) with the hue and with the digit,
+    in nats; log N_HUE_BINS = 2.48 at most. radius_ink_correlation: Pearson's, of the radius and the image's ink.
     """
     x, y = codes[:, 0], codes[:, 1]
-    angle = torch.atan2(y, x)[:, None]
-    told = information({"angle": slice(0, 1)}, angle, test)["angle"]
+    angle = latent_information({"angle": slice(0, 1)}, torch.atan2(y, x)[:, None], test)["angle"]
     ink = test.images.float().mean((1, 2))
     correlation = torch.corrcoef(torch.stack([torch.hypot(x, y), ink]))[0, 1].item()
-    return {"angle_mi_hue": told["mi_hue"], "angle_mi_digit": told["mi_digit"], "radius_ink_correlation": correlation}
+    return {"angle_mi_hue": angle["mi_hue"], "angle_mi_digit": angle["mi_digit"], "radius_ink_correlation": correlation}
 
 
-def reconstructed(model: nn.Module, test: data.ColoredSet) -> tuple[Tensor, Tensor]:
+def reconstruction_examples(model: nn.Module, test: data.ColoredSet) -> tuple[Tensor, Tensor]:
     """The first 8 test images of each digit and the pictures decoded from their codes: two (10, 8, 3, 28, 28)."""
     index = first_of_each_digit(test.digits, 8).flatten()
-    x = data.colorize(test.images[index], test.colors[index])
+    x = test.colored(index)
     return x.unflatten(0, (10, 8)), model.decode(model.code(x)).unflatten(0, (10, 8))
 
 
 def find_codes(codes: Tensor, train: data.ColoredSet, wanted: Tensor) -> Tensor:
     """Codes for requests (R, 2) of (digit, hue in degrees), chosen among the training set's codes (n, D): (R, 5, D).
 
-    One rule for every model, from training codes and labels alone; neither the decoder nor the judge is asked.
-    What a code stands for is read off its N_NEIGHBORS nearest training codes: the share of each digit among them, and
-    their mean hue, weighted by a Gaussian kernel of width BANDWIDTH (Nadaraya 1964, Watson 1964), since hues are told
-    apart by the finest differences. A code suits a request by its share of that digit, times
-    exp(-(hue off / HUE_WIDTH)² / 2), times W / (W + 1) with W the sum of the weights: a crowd is trusted over a loner.
-    The best CODES_PER_REQUEST of the different codes of the first N_SEARCHED training images are taken (over again
-    where there are fewer). BANDWIDTH fits codes of about unit spread, as a KL to N(0, 1) makes them.
-    The rule was picked by its score on models of seed 0; other seeds are the fair test of it.
+    One rule for every model, which uses only training codes and labels, neither the decoder nor the judge. A code
+    stands for what its N_NEIGHBORS nearest training codes are: the share of each digit among them, and their mean hue,
+    weighted by a Gaussian kernel of width BANDWIDTH (Nadaraya 1964, Watson 1964), because hues differ by less than
+    digits do. A code suits a request by its share of that digit, times exp(-(hue off / HUE_WIDTH)² / 2), times
+    W / (W + 1), where W is the sum of the weights: dense neighbourhoods are preferred. The best CODES_PER_REQUEST
+    different codes among those of the first N_SEARCHED training images are taken (repeated where there are fewer).
+    BANDWIDTH fits codes of about unit spread, which a KL to N(0, 1) produces. The rule was chosen by its score on
+    models of seed 0: other seeds are the fair test of it.
     """
     candidates = codes[:N_SEARCHED].unique(dim=0)  # (Q, D)
     k = min(N_NEIGHBORS, len(codes))
@@ -332,26 +224,26 @@ def find_codes(codes: Tensor, train: data.ColoredSet, wanted: Tensor) -> Tensor:
     shares = F.one_hot(train.digits, 10).to(weights)[neighbors].mean(1)  # (Q, 10)
     angles = torch.deg2rad(train.hues.nan_to_num())[neighbors]  # (Q, k)
     hues = torch.rad2deg(torch.atan2((weights * angles.sin()).sum(1), (weights * angles.cos()).sum(1)))  # (Q,)
-    crowd = weights.sum(1) / (weights.sum(1) + 1)  # (Q,)
+    density = weights.sum(1) / (weights.sum(1) + 1)  # (Q,)
     off = hue_distance(hues[None], wanted[:, 1:])  # (R, Q)
-    suits = shares.T[wanted[:, 0].long()] * crowd * (-(off / HUE_WIDTH).square() / 2).exp()  # (R, Q)
+    suits = shares.T[wanted[:, 0].long()] * density * (-(off / HUE_WIDTH).square() / 2).exp()  # (R, Q)
     best = suits.topk(min(CODES_PER_REQUEST, len(candidates))).indices
     return candidates[best[:, torch.arange(CODES_PER_REQUEST) % best.shape[1]]]
 
 
-def requests() -> Tensor:
-    """All 10 digits × N_HUES hues, (240, 2): digit, hue in degrees; the hue runs faster."""
+def demand_requests() -> Tensor:
+    """All 10 digits × N_HUES hues, (240, 2): digit, hue in degrees. The hue varies faster."""
     hues = torch.arange(N_HUES) * 360 / N_HUES
     return torch.cartesian_prod(torch.arange(10.0), hues)
 
 
 def control_on_demand(model: nn.Module, codes: Tensor, train: data.ColoredSet) -> tuple[dict, Tensor, Tensor]:
-    """Draws every request from codes found among those of the training images.
+    """Meets every request with codes found among those of the training images.
 
-    Returns the shares; the picture of each request's first code, (10, N_HUES, 3, 28, 28); and whether it is right,
+    Returns the shares, the picture of each request's first code, (10, N_HUES, 3, 28, 28), and whether it is right,
     bool (10, N_HUES).
     """
-    wanted = requests().to(codes)
+    wanted = demand_requests().to(codes)
     found = find_codes(codes, train, wanted)  # (240, 5, D)
     pictures = _in_batches(model.decode, found.flatten(0, 1))
     digits, hues = wanted.repeat_interleave(CODES_PER_REQUEST, 0).unbind(1)
@@ -365,9 +257,9 @@ def control_on_demand(model: nn.Module, codes: Tensor, train: data.ColoredSet) -
 
 
 def color_latents(latents: dict[str, slice], codes: Tensor, train: data.ColoredSet) -> list[str]:
-    """Names of the latents that carry colour: those that tell more of the hue than of the digit on training images."""
-    told = information(latents, codes, train)
-    return [name for name in latents if told[name]["mi_hue"] > told[name]["mi_digit"]]
+    """Names of the latents that carry more information on the hue than on the digit, on training images."""
+    information = latent_information(latents, codes, train)
+    return [name for name in latents if information[name]["mi_hue"] > information[name]["mi_digit"]]
 
 
 def swapped(latents: dict[str, slice], names: list[str], codes: Tensor, others: Tensor) -> Tensor:
@@ -379,9 +271,9 @@ def swapped(latents: dict[str, slice], names: list[str], codes: Tensor, others: 
 
 
 def control_by_swap(model: nn.Module, codes: Tensor, names: list[str], test: data.ColoredSet) -> dict[str, float]:
-    """Shares of pairs of test images that give one's digit in the other's hue when the latents `names` are swapped.
+    """Shares right when the latents `names` of one test image replace those of another: its hue, the other's digit.
 
-    Every test image gives the digit once and the hue once, paired at random with a fixed seed.
+    Every test image provides the digit once and the hue once. They are paired at random, with a fixed seed.
     """
     partner = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0)).to(codes.device)
     pictures = _in_batches(model.decode, swapped(model.latents, names, codes, codes[partner]))
@@ -391,31 +283,86 @@ def control_by_swap(model: nn.Module, codes: Tensor, names: list[str], test: dat
 def swap_examples(
     model: nn.Module, codes: Tensor, names: list[str], test: data.ColoredSet
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first test image of each digit recoloured after the first 8 test images.
+    """The first test image of each digit in the hues of the first 8 test images.
 
-    Returns the ten images that give the digit, (10, 3, 28, 28); the eight that give the colour, (8, ...); the decoded
-    swaps, (8, 10, ...); and which of them are right, bool (8, 10).
+    Returns the ten images that provide the digit, (10, 3, 28, 28), the eight that provide the hue, (8, ...), the
+    decoded swaps, (8, 10, ...), and which of them are right, bool (8, 10).
     """
-    givers = first_of_each_digit(test.digits, 1)[:, 0]
-    colors = torch.arange(8, device=codes.device)
-    down, across = colors.repeat_interleave(10), givers.repeat(8)
+    for_digit = first_of_each_digit(test.digits, 1)[:, 0]
+    for_hue = torch.arange(8, device=codes.device)
+    down, across = for_hue.repeat_interleave(10), for_digit.repeat(8)
     pictures = model.decode(swapped(model.latents, names, codes[across], codes[down]))
     digit, hue = _right(pictures, test.digits[across], test.hues[down])
     return (
-        data.colorize(test.images[givers], test.colors[givers]),
-        data.colorize(test.images[colors], test.colors[colors]),
+        test.colored(for_digit),
+        test.colored(for_hue),
         pictures.unflatten(0, (8, 10)),
         (digit & hue).view(8, 10),
     )
 
 
+class Evaluation(NamedTuple):
+    """What `evaluate` measured, and the tensors behind it, for the figures."""
+
+    results: dict  # name → plain floats
+    train_codes: Tensor  # (n, D)
+    test_codes: Tensor  # (n, D)
+    reconstructions: tuple[Tensor, ...]  # of reconstruction_examples
+    demand: tuple[Tensor, ...]  # pictures, and which are right, of control_on_demand
+    swaps: tuple[Tensor, ...]  # of swap_examples
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    terms_of: Callable[[Tensor, bool], dict[str, Tensor]],
+    train: data.ColoredSet,
+    test: data.ColoredSet,
+) -> Evaluation:
+    """All scores that the VAEs have in common. `terms_of(x, hard)` as in `elbo`.
+
+    Matrix products are exact from here on, whatever the training's. Puts the model into eval mode.
+    """
+    torch.set_float32_matmul_precision("highest")
+    runs.release_freed_memory()  # scores need larger blocks than training steps
+    model.eval()
+    train_codes, test_codes = codes_of(model, train), codes_of(model, test)
+    names = color_latents(model.latents, train_codes, train)
+    demand, *demand_pictures = control_on_demand(model, train_codes, train)
+    results = {
+        **elbo(terms_of, test),
+        **reconstruction(model, test_codes, test),
+        **demand,
+        **control_by_swap(model, test_codes, names, test),
+        "color_latents": names,
+        "latents": latent_usage(model, test_codes, test),
+    }
+    examples = reconstruction_examples(model, test), tuple(demand_pictures)
+    return Evaluation(results, train_codes, test_codes, *examples, swap_examples(model, test_codes, names, test))
+
+
 # --------------------------------------------------------------------------------------------- translation
 
 
-def color_of(images: Tensor, grey: Tensor) -> Tensor:
-    """RGB (B, 3) of the ink of images (B, 3, 28, 28), where `grey` uint8 (B, 28, 28) says how much ink is where.
+class Direction(NamedTuple):
+    """A direction of translation: (B, 3, 28, 28) → the same in [0, 1], the colours by digit it leads from and to."""
 
-    The least-squares colour: grey level × colour fits the image best with it.
+    translate: Callable[[Tensor], Tensor]
+    source: Tensor  # RGB (10, 3)
+    target: Tensor  # RGB (10, 3)
+
+    def outputs(self, grey: Tensor, digits: Tensor) -> Tensor:
+        """Translations (n, 3, 28, 28) of the images `grey` (n, 28, 28) of these digits in the source's colours."""
+        result = torch.empty((len(digits), 3, 28, 28), device=grey.device, memory_format=torch.channels_last)
+        for part in torch.arange(len(digits), device=grey.device).split(50):  # fits a cache: faster than all at once
+            result[part] = self.translate(data.colorize(grey[part], self.source[digits[part]]))
+        return result
+
+
+def color_of(images: Tensor, grey: Tensor) -> Tensor:
+    """RGB (B, 3) of the ink of images (B, 3, 28, 28), where `grey` uint8 (B, 28, 28) is the amount of ink.
+
+    It is the least-squares colour: grey level × colour fits the image best with it.
     """
     ink = grey[:, None] / 255
     return (ink * images).sum((2, 3)) / ink.square().sum((2, 3))
@@ -424,8 +371,8 @@ def color_of(images: Tensor, grey: Tensor) -> Tensor:
 def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> tuple[dict, Tensor]:
     """Scores of images (n, 3, 28, 28) that should show `grey` (n, 28, 28) in the target colours (10, 3), by digit (n,).
 
-    digit: the judge still sees it; color: of the ten target colours, the one nearest to the ink's (RGB, Euclidean) is
-    the digit's; both; l1: mean absolute difference to the true target; psnr: of the mean squared difference, in dB
+    digit: the judge still sees it. color: of the ten target colours, the one nearest to the ink's (RGB, Euclidean) is
+    the digit's. both. l1: mean absolute difference to the true target. psnr: of the mean squared difference, in dB
     (None where there is no difference). Also returns which images are right in both, bool (n,).
     """
     digit = digit_of(outputs) == digits
@@ -447,5 +394,27 @@ def color_map(outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> 
     return torch.stack([torch.bincount(nearest[digits == d], minlength=10) / (digits == d).sum() for d in range(10)])
 
 
-if __name__ == "__main__":
-    main()
+def evaluate_translation(
+    directions: dict[str, Direction], grey: Tensor, digits: Tensor
+) -> tuple[dict, dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
+    """Scores both directions on test images `grey` (n, 28, 28) by digit (n,), beside identity and oracle.
+
+    Returns the results; for each direction examples, the first four images of each digit: originals, translations,
+    targets, each (4, 10, 3, 28, 28), and which are right, bool (4, 10); and for each direction its color_map.
+    """
+    runs.release_freed_memory()  # scores need larger blocks than training steps
+    shown = first_of_each_digit(digits, 4).T
+    results, examples, maps = {}, {}, {}
+    for name, direction in directions.items():
+        x = direction.outputs(grey, digits)
+        scores, right = translation_scores(name, x, grey, digits, direction.target)
+        results |= scores
+        maps[name] = color_map(x, grey, digits, direction.target)
+        pictures = [x[shown]]
+        for kind, colors in (("identity", direction.source), ("oracle", direction.target)):
+            x = data.colorize(grey, colors[digits])  # 94 MB, in place of the images before
+            results |= translation_scores(f"{kind}_{name}", x, grey, digits, direction.target)[0]
+            pictures.append(x[shown])
+        translations, originals, targets = pictures
+        examples[name] = originals, translations, targets, right[shown]
+    return results, examples, maps

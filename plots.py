@@ -1,7 +1,7 @@
-"""Every figure: arrays in, one PNG out.
+"""Every figure: arrays in, one file out.
 
-One style for all. Pixels are drawn as they are (nearest neighbour, values in [0, 1] unchanged); rows and columns carry
-the digit, hue or latent value they stand for. Images are tensors (..., 3, 28, 28) in [0, 1].
+All share one style. Pixels are drawn as they are (nearest neighbour, values in [0, 1] unchanged). Rows and columns are
+labelled with the digit, hue or latent value they stand for. Images are tensors (..., 3, 28, 28) in [0, 1].
 """
 
 from pathlib import Path
@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 import data
+import metrics
 import runs
 
 matplotlib.rcParams.update(
@@ -47,7 +48,7 @@ def _figure(rows: int, columns: int, width: float, height: float, **options) -> 
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with runs.whole_file(path) as temporary:
+    with runs.atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
@@ -90,7 +91,7 @@ def _mark(axes: Axes, cells: np.ndarray, pitch: int = 30) -> None:
 def movie(path: Path, frames: Tensor, titles: list[str], rows: list, columns: list, label: str, fps: int) -> None:
     """A GIF that loops: grids of images (T, R, C, 3, 28, 28), one after the other, each under its title.
 
-    `label` says what the columns are.
+    `label` names the columns.
     """
     figure, ((axes,),) = _figure(1, 1, 0.5 * len(columns) + 1.5, 0.5 * len(rows) + 0.9)
     _tiles(axes, frames[0], rows, columns)
@@ -99,7 +100,7 @@ def movie(path: Path, frames: Tensor, titles: list[str], rows: list, columns: li
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     writer = PillowWriter(fps)
-    with runs.whole_file(path) as temporary, writer.saving(figure, temporary, dpi=110):
+    with runs.atomic_write(path) as temporary, writer.saving(figure, temporary, dpi=110):
         for frame, text in zip(frames, titles, strict=True):
             axes.images[0].set_data(_canvas(frame))
             title.set_text(text)
@@ -108,15 +109,27 @@ def movie(path: Path, frames: Tensor, titles: list[str], rows: list, columns: li
 
 def picture(path: Path, image: Tensor) -> None:
     """One image (3, 28, 28), each pixel ten wide and high."""
-    with runs.whole_file(path) as temporary:
+    with runs.atomic_write(path) as temporary:
         imsave(temporary, _array(image).transpose(1, 2, 0).repeat(10, 0).repeat(10, 1), format="png")
+
+
+def common_figures(
+    folder: Path, model: str, scores: metrics.Evaluation, history: list[dict], floors: dict[str, float]
+) -> None:
+    """The five figures that all VAEs have. `model` is its name in the titles, `floors` as in loss_curves."""
+    results = scores.results
+    loss_curves(folder / "loss.png", history, floors)
+    latent_usage(folder / "latent_usage.png", results["latents"], results["color_latents"], model)
+    reconstructions(folder / "reconstructions.png", *scores.reconstructions, results, model)
+    control_on_demand(folder / "control_on_demand.png", *scores.demand, results, model)
+    control_by_swap(folder / "control_by_swap.png", *scores.swaps, results, model)
 
 
 def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> None:
     """Each term of the loss over the epochs, nats per image: train as lines, test as dots.
 
-    `floors`: the pixel entropy of the "train" and of the "test" images. Train values are means over an epoch, in which
-    the model changes; test values are taken at its end.
+    `floors`: the pixel entropy of the "train" and of the "test" images. Train values are means over an epoch, during
+    which the model changes. Test values are taken at its end.
     """
     figure, ((left, right),) = _figure(1, 2, 9, 3)
     epochs = np.arange(1, len(history) + 1)
@@ -158,7 +171,7 @@ def _scatter_by_hue(axes: Axes, codes: np.ndarray, hues: np.ndarray) -> PathColl
 
 
 def _plane(codes: Tensor) -> np.ndarray:
-    """The first two numbers of codes (n, D); the second is 0 where there is but one."""
+    """The first two numbers of codes (n, D). The second is 0 if there is only one."""
     codes = _array(codes)
     return codes[:, :2] if codes.shape[1] > 1 else np.pad(codes, ((0, 0), (0, 1)))
 
@@ -196,20 +209,20 @@ def _draw_plane(axes: Axes, images: Tensor, ticks: Tensor) -> None:
     axes.set(xlabel="$z_1$", ylabel="$z_2$")
 
 
-def wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor) -> None:
+def color_wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor) -> None:
     """The joint model's plane: decoded on a grid for one discrete code, and beside it the test codes in true hues."""
     n = len(ticks)
     figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 1.4, CELL * n + 1)
     _draw_plane(left, images, ticks)
-    left.set_title("decoded, the categories held at the first test image's")
-    _draw_wheel(right, codes, hues)
+    left.set_title("decoded, with the categories of the first test image")
+    _draw_color_wheel(right, codes, hues)
     right.set_title("codes of the test images in their true hues")
     figure.suptitle("Joint VAE: the plane of the continuous numbers")
     _save(figure, path)
 
 
-def _draw_wheel(axes: Axes, codes: Tensor, hues: Tensor) -> None:
-    """The plane's codes in their true hues; every thirtieth degree is named where its codes are."""
+def _draw_color_wheel(axes: Axes, codes: Tensor, hues: Tensor) -> None:
+    """The plane's codes in their true hues. Every thirtieth degree is written where its codes are."""
     codes, hues = _plane(codes), _array(hues)
     _scatter_by_hue(axes, codes, hues)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
@@ -224,11 +237,11 @@ def finding(
 ) -> None:
     """The joint model in one picture: test codes in their true hues, categories decoded, digits in hues on demand.
 
-    `categories` (R, C, 3, 28, 28) are those of the first variable of the pair down and of the second across; `answers`
-    (10, n, 3, 28, 28) the pictures of each digit in n hues around the wheel.
+    `categories` (R, C, 3, 28, 28): those of the pair's first variable down, of its second across. `answers`
+    (10, n, 3, 28, 28): the pictures of each digit in n hues around the wheel.
     """
     figure, ((left, middle, right),) = _figure(1, 3, 15, 4.9)
-    _draw_wheel(left, codes, hues)
+    _draw_color_wheel(left, codes, hues)
     left.set_title("the two numbers hold the hue, as a circle\n(test images by their codes, in their true hues)")
     rows, columns = categories.shape[:2]
     _tiles(middle, categories, list(range(1, rows + 1)), list(range(1, columns + 1)))
@@ -241,7 +254,7 @@ def finding(
 
 
 def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, step: float) -> None:
-    """Small neighbourhoods in the plane: images (E, n, n, 3, 28, 28), what was asked for (E names), where (E, 2)."""
+    """Small neighbourhoods in the plane: images (E, n, n, 3, 28, 28), what was requested (E names), where (E, 2)."""
     n = images.shape[1]
     figure, (panels,) = _figure(1, len(images), len(images) * (CELL * n + 0.75), CELL * n + 1.1)
     for axes, square, name, (z1, z2) in zip(panels, images, names, _plane(spots), strict=True):
@@ -255,7 +268,7 @@ def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, s
 
 
 def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]], title: str) -> None:
-    """For each pair of variables the decoded codes (K, K, 3, 28, 28): the first variable down, the second across."""
+    """The decoded codes (K, K, 3, 28, 28) of each pair of variables: the first variable down, the second across."""
     rows, columns = grids[0].shape[:2]
     cell = 0.24  # inches
     figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 0.7)
@@ -268,7 +281,7 @@ def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]]
 
 
 def latent_usage(path: Path, latents: dict[str, dict], color_latents: list[str], model: str) -> None:
-    """A row for each latent: its KL and what it tells of digit and hue, in nats; colour latents are named as such."""
+    """A row for each latent: its KL and its information on digit and hue, in nats. Colour latents are named as such."""
     mi = "mutual information\nwith the"
     columns = {"kl": "KL", "mi_digit": f"{mi} digit", "mi_hue": f"{mi} hue"}
     values = np.array([[latent[key] for key in columns] for latent in latents.values()])
@@ -289,7 +302,7 @@ def latent_usage(path: Path, latents: dict[str, dict], color_latents: list[str],
 
 
 def control_on_demand(path: Path, images: Tensor, right: Tensor, results: dict, model: str) -> None:
-    """Digits down, hues across: the first code found for each request; cells that missed digit or hue are marked."""
+    """Digits down, hues across: the first code found for each request. Cells with a wrong digit or hue are marked."""
     n = images.shape[1]
     figure, ((axes,),) = _figure(1, 1, CELL * n + 0.8, CELL * 10 + 0.7)
     _tiles(axes, images, data.class_names(), [f"{round(360 * i / n)}°" for i in range(n)])
@@ -318,7 +331,7 @@ DIRECTIONS = {"a_to_b": "A → B", "b_to_a": "B → A"}
 
 
 def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], results: dict) -> None:
-    """Both directions side by side, a column for each digit; under each test image its translation and the true target.
+    """Both directions side by side, a column for each digit: test image, translation and true target below each other.
 
     `rows`: direction → originals, translations, targets, each (n, 10, 3, 28, 28), and which are right, bool (n, 10).
     """
@@ -339,7 +352,7 @@ def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tenso
 def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor], names: dict[str, tuple]) -> None:
     """The permutation found: for each direction the share (10, 10) of each digit that came out in each colour.
 
-    A square's area is the share and its colour the colour; the frame shows where it should be. `palettes` (10, 3) and
+    A square's area is the share, its colour the colour. The frame shows where it should be. `palettes` (10, 3) and
     `names` are the target domain's, by digit.
     """
     figure, (panels,) = _figure(1, 2, 9.6, 4.9)
@@ -392,11 +405,11 @@ def translation_curves(path: Path, history: list[dict]) -> None:
 
 
 def comparison(
-    path: Path, originals: Tensor, pictures: dict[str, tuple[Tensor, Tensor]], requests: list[tuple[float, float]]
+    path: Path, originals: Tensor, pictures: dict[str, tuple[Tensor, Tensor]], shown: list[tuple[float, float]]
 ) -> None:
     """Test images (10, 3, 28, 28) over each model's reconstructions, and each model's answers to the same requests.
 
-    `pictures`: model → (reconstructions, answers), each (10, 3, 28, 28); `requests`: (digit, hue in degrees).
+    `pictures`: model → (reconstructions, answers), each (10, 3, 28, 28). `shown`: the requests (digit, hue in degrees).
     """
     n = len(originals)
     figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 2, CELL * 4 + 1.2, width_ratios=(1, 1))
@@ -406,7 +419,7 @@ def comparison(
     blank = np.ones((1, n, 3, 28, 28))
     asked = np.concatenate([blank, np.stack([_array(asked) for _, asked in pictures.values()])])
     _tiles(right, asked, ["request", *pictures], [""] * n)
-    for i, (digit, hue) in enumerate(requests):
+    for i, (digit, hue) in enumerate(shown):
         right.text(30 * i + 14, 14, f"{digit:.0f}\n{hue:.0f}°", ha="center", va="center")
     right.set_title("the picture of a digit in a hue, on demand")
     _save(figure, path)

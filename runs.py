@@ -1,4 +1,13 @@
-"""What a run needs around its training loop: constants, device, checkpoints, and files that are written whole."""
+"""What a run needs around its training loop: constants, device, checkpoints, a results file.
+
+with runs.start(OUTPUT_DIR, globals()) as run:
+    ...
+    history = run.resume(model=model, optimizer=optimizer)
+    for epoch in range(len(history) + 1, EPOCHS + 1):
+        ...
+        run.checkpoint(history)
+    run.finish(results, history)
+"""
 
 import contextlib
 import ctypes
@@ -10,11 +19,14 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
+from torch import Tensor
 
 import data
 
@@ -72,61 +84,198 @@ RULES = {
 }
 
 
-# ------------------------------------------------------------------------------------------ before training
+# ------------------------------------------------------------------------------------------------ a run
 
 
-RANDOM_COLORS = ("DATASET", "SATURATION", "VALUE", "TRAIN_COLOR_SEED", "TEST_COLOR_SEED")
-
-
-def constants(namespace: dict) -> dict:
-    """The UPPERCASE literals of a script (pass `globals()`), after those of data.py that decide what it sees.
-
-    The latter are those of the random colours, unless the script names others as `constants_of_data`.
-    """
-    of_data = namespace.get("constants_of_data", RANDOM_COLORS)
+def constants(namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> dict:
+    """The UPPERCASE literals of a script (pass `globals()`), after the constants of data.py with these names."""
     own = {
         name: value
         for name, value in namespace.items()
         if name in RULES or (name.isupper() and isinstance(value, bool | int | float | str | tuple))
     }
-    return {name: getattr(data, name) for name in of_data} | own
+    return {name: getattr(data, name) for name in data_constants} | own
 
 
-def begin(output_dir: Path, constants: dict) -> torch.device:
-    """Checks the constants, takes the output folder for this run, prints the head of the log; returns the device.
+def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> "Run":
+    """Checks the constants of a script (pass `globals()`), reserves the output folder, prints the head of the log.
 
-    Exits with one sentence if a constant is out of range, or if the folder cannot be written or is another run's.
+    `data_constants` names those of data.py that decide what the script sees. Exits with one sentence if a constant is
+    out of range, or if the folder cannot be written or another run is writing there.
     """
-    for name, value in constants.items():
+    values = constants(namespace, data_constants)
+    for name, value in values.items():
         accepts, sentence = RULES.get(name, (lambda v: True, ""))
         if not accepts(value):
             raise SystemExit(f"{name} is {value!r}: it must be {sentence}.")
-    if constants.get("TAU_MIN", 0) > constants.get("TAU_START", 0):
-        raise SystemExit(f"TAU_MIN is {constants['TAU_MIN']}: it must not exceed TAU_START, {constants['TAU_START']}.")
-    device = _device(constants.get("DEVICE", "auto"))
-    _take(Path(output_dir))
-    keep_freed_memory()
-    sys.excepthook = _one_line_on_interrupt
-    _saved.clear()
-    print(*(f"{name} = {value!r}" for name, value in constants.items()), sep="\n")
-    print(", ".join(f"{name} {value}" for name, value in versions(device, constants).items()))
-    return device
+    if values.get("TAU_MIN", 0) > values.get("TAU_START", 0):
+        raise SystemExit(f"TAU_MIN is {values['TAU_MIN']}: it must not exceed TAU_START, {values['TAU_START']}.")
+    run = Run(Path(folder), values, _device(values.get("DEVICE", "auto")))
+    print(*(f"{name} = {value!r}" for name, value in values.items()), sep="\n")
+    print(", ".join(f"{name} {value}" for name, value in versions(run.device, values).items()), flush=True)
+    return run
+
+
+class Run:
+    """One run of a script, as a context: its folder, its constants, its device and its clock.
+
+    At the end of the block the folder is free for other runs, and torch's settings are what they were.
+    """
+
+    def __init__(self, folder: Path, constants: dict, device: torch.device):
+        self.folder, self.constants, self.device = folder, constants, device
+        self._lock = _lock(folder)
+        self._matmul_precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(constants.get("MATMUL_PRECISION", "highest"))
+        keep_freed_memory()
+        self._started, self._seconds_before = time.perf_counter(), 0.0
+        self._parts, self._last_loss, self._saved_epoch = {}, math.nan, 0
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback) -> None:
+        torch.set_float32_matmul_precision(self._matmul_precision)
+        release_freed_memory()
+        self._lock.release()
+        if isinstance(error, KeyboardInterrupt):
+            saved = "the last whole epoch is saved, run again to go on"
+            print(f"\nStopped: {saved if self._saved_epoch else 'no epoch was finished or saved'}.", file=sys.stderr)
+            raise SystemExit(130) from None  # a shell's status for a program that was interrupted
+
+    def seconds(self) -> float:
+        """Since the start of the run. The part of it that was interrupted counts up to its last checkpoint."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def check_batch_size(self, batch_size: int, n: int) -> None:
+        """Exits with one sentence if a batch would need more than the n training images."""
+        if batch_size > n:
+            raise SystemExit(f"BATCH_SIZE is {batch_size}: it must not exceed the {n} training images of an epoch.")
+
+    def autocast(self) -> torch.autocast:
+        """A context in which convolutions and matrix products are computed as PRECISION says; weights stay float32."""
+        dtype = precision(self.constants["PRECISION"], self.device)
+        enabled = dtype == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    def check_finite(self, loss: float, step: int) -> None:
+        """Ends the run with one sentence at the first loss that is not finite."""
+        if not math.isfinite(loss):
+            epoch = self._saved_epoch + 1
+            before = f" (it was {self._last_loss:.6g} a step before)" if math.isfinite(self._last_loss) else ""
+            kept = f" The checkpoint of epoch {epoch - 1} is kept." if epoch > 1 else ""
+            raise SystemExit(
+                f"The loss became {loss} in epoch {epoch}, step {step}{before}: try a lower LEARNING_RATE.{kept}"
+            )
+        self._last_loss = loss
+
+    def print_epoch(self, history: list[dict], floors: dict[str, float]) -> None:
+        """One aligned line for the last epoch of a VAE: nats per image, reconstruction above the pixel entropy.
+
+        `floors`: the pixel entropy of the "train" and of the "test" images.
+        """
+        row, epochs = history[-1], self.constants["EPOCHS"]
+        parts = [f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}"]
+        for part, floor in floors.items():
+            kl = "".join(
+                f"  {name} {row[f'{part}_{name}']:6.2f}" for name in ("kl_z", "kl_v") if f"{part}_{name}" in row
+            )
+            parts.append(f"{part}: reconstruction above floor {row[f'{part}_reconstruction'] - floor:7.2f}{kl}")
+        seconds = row["seconds"] - (history[-2]["seconds"] if len(history) > 1 else 0)
+        tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
+        left = seconds * (epochs - row["epoch"]) / 60
+        print(*parts, f"{tau}{seconds:5.1f} s  {left:4.1f} min left", sep=" | ", flush=True)
+
+    # ---------------------------------------------------------------------------------- going on after a stop
+
+    def resume(self, **parts) -> list[dict]:
+        """The history of an unfinished run with the same constants, whose state is put back into `parts`; or [].
+
+        `parts` are modules, optimizers and schedules: all that the next epoch depends on. Says whether the run goes on,
+        and if not, why. Call it after everything else that draws random numbers before the first epoch.
+        """
+        self._parts, path = parts, self.folder / "checkpoint.pt"
+        if not self.constants.get("RESUME", True) or not path.exists():
+            return []
+        saved = load_torch(path)
+        try:
+            before, now = json.loads(saved["constants"]), json.loads(json.dumps(self.constants))
+            if name := first_difference(before, now):
+                was, is_ = before.get(name), now.get(name)
+                print(f"Starting afresh: {name} was {was!r} in the unfinished run, and is {is_!r}.")
+                return []
+            for name, part in parts.items():
+                part.load_state_dict(saved["states"][name])
+            torch.set_rng_state(saved["rng"]["cpu"])
+            if self.device.type in saved["rng"] and self.device.type != "cpu":
+                torch.get_device_module(self.device).set_rng_state(saved["rng"][self.device.type])
+            history = list(saved["history"])
+            self._seconds_before = history[-1]["seconds"] - self.seconds()
+            self._saved_epoch = history[-1]["epoch"]
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
+            raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
+        print(f"Going on after epoch {self._saved_epoch} of the unfinished run with the same constants.")
+        return history
+
+    def checkpoint(self, history: list[dict]) -> None:
+        """Saves the state of the parts that `resume` was given. `history` has a row for each finished epoch."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type != "cpu":
+            rng[self.device.type] = torch.get_device_module(self.device).get_rng_state()
+        states = {name: part.state_dict() for name, part in self._parts.items()}
+        content = {"constants": json.dumps(self.constants), "history": history, "rng": rng, "states": states}
+        save_torch(self.folder / "checkpoint.pt", content)
+        self._saved_epoch = history[-1]["epoch"]
+
+    def finish(self, results: dict, history: list[dict]) -> None:
+        """Writes metrics.json, prints the results and where the files are, and deletes the checkpoint."""
+        content = {
+            "constants": self.constants,
+            "versions": versions(self.device, self.constants),
+            "seconds": round(self.seconds(), 1),
+            "results": results,
+            "history": history,
+        }
+        with atomic_write(self.folder / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        width = max(map(len, results))
+        print()
+        for name, value in results.items():
+            lines = value.items() if isinstance(value, dict) else [("", value)]
+            for key, line in lines:
+                print(f"{name:{width}}  {key} {_readable(line)}" if key else f"{name:{width}}  {_readable(line)}")
+        print(f"\n{self.seconds() / 60:.1f} minutes. Figures and metrics.json are in {self.folder}")
+
+
+def first_difference(before: dict, now: dict) -> str | None:
+    """The name of a constant that decides a run's numbers and differs. RESUME does not."""
+    names = [name for name in now | before if name != "RESUME" and now.get(name) != before.get(name)]
+    return names[0] if names else None
+
+
+def _readable(value) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_readable(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return "  ".join(_readable(part) for part in value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+# ------------------------------------------------------------------------------------ machine and folder
 
 
 def versions(device: torch.device, constants: dict) -> dict[str, str]:
     """What the numbers of a run with these constants may depend on besides them."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "matplotlib")}
-    of_device = {"device": str(device), "threads": str(torch.get_num_threads()), "machine": _machine()}
+    own = {"device": str(device), "threads": str(torch.get_num_threads()), "machine": _machine()}
     if "PRECISION" in constants:
-        of_device["precision"] = str(precision(constants["PRECISION"], device)).removeprefix("torch.")
-    if "MATMUL_PRECISION" in constants:
-        rounded = products_are_rounded(constants["MATMUL_PRECISION"], device)
-        of_device["matrix products in"] = "float32 of rounded factors" if rounded else "float32"
-    return of_device | {"python": platform.python_version(), **packages}
+        own["precision"] = str(precision(constants["PRECISION"], device)).removeprefix("torch.")
+    packages = ("torch", "torchvision", "numpy", "matplotlib")
+    return own | {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def _machine() -> str:
-    with contextlib.suppress(OSError):  # Linux; elsewhere the platform module knows as much as it can
+    with contextlib.suppress(OSError):  # Linux; elsewhere the platform module knows as much as there is
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return f"{line.split(':')[1].strip()} {platform.machine()}"
@@ -134,12 +283,10 @@ def _machine() -> str:
 
 
 def _device(name: str) -> torch.device:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
+    available = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if name not in ("auto", "cpu", available.type):
         raise SystemExit(f"DEVICE is {name!r}, which this machine or this build of torch does not have: try 'auto'.")
-    return torch.device(name)
+    return available if name == "auto" else torch.device(name)
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
@@ -151,103 +298,50 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def products_are_rounded(name: str, device: torch.device) -> bool:
-    """Whether float32 matrix products round their factors, to bfloat16 or TF32, when torch is given this precision.
-
-    torch does not tell: a product that would show it is computed.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    x = torch.full((256, 256), 1 + 2**-12, device=device)  # 1, if it is rounded
-    product = (x @ x)[0, 0].item()
-    torch.set_float32_matmul_precision(before)
-    return product == 256
-
-
-def autocast(device: torch.device, name: str) -> torch.autocast:
-    """A context in which convolutions and matrix products are computed in the precision of that name; says which.
-
-    The weights stay float32. Where the precision is float32 the context does nothing.
-    """
-    dtype = precision(name, device)
-    why = " (no fast bfloat16 is known here)" if name == "auto" and dtype == torch.float32 else ""
-    print(f"Training in {str(dtype).removeprefix('torch.')}{why}; scores are computed in float32.", flush=True)
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
-
-
-_locks = {}  # folder → the open file whose lock says that this process writes there; the system frees it at our end
-
-
-def _take(folder: Path) -> None:
-    if folder in _locks:
-        return
+def _lock(folder: Path) -> filelock.FileLock:
+    """Reserves a folder for this run until the lock is released or the process ends, however it ends."""
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # can files be made there?
-        file = open(folder / ".lock", "a")  # noqa: SIM115
+        lock.acquire()
+    except filelock.Timeout:
+        raise SystemExit(f"Another run is writing to {folder}: wait for it to end, or stop it.") from None
+    except NotImplementedError:
+        pass  # a file system without locks
     except OSError as error:
         raise SystemExit(f"{folder} cannot be written: {error.strerror}.") from None
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise SystemExit(f"Another run is writing to {folder}: wait for it to end, or stop it.") from None
-    except OSError:
-        pass  # a file system without locks
-    _locks[folder] = file
+    return lock
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep the memory it frees, where the C library is glibc (Linux); elsewhere does nothing.
+    """Makes this process keep the memory it frees, where the C library is glibc (Linux). Elsewhere does nothing.
 
-    A training step frees what the next one needs. Given back to the system and taken anew, page by page, it costs time
-    at every step, most of all on a virtual machine.
+    A training step frees what the next one needs. Returning it to the system and taking it again page by page costs
+    time in every step, most of all on a virtual machine.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the free memory from which on some is given back
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: larger blocks are given back at once; this is the most it takes
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: how much free memory is kept before some is returned
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: larger blocks are returned at once; this is its maximum
 
 
-def give_memory_back() -> None:
-    """Ends keep_freed_memory, and gives back what was kept: for when blocks of other sizes are needed next."""
+def release_freed_memory() -> None:
+    """Ends keep_freed_memory and returns what was kept: for when blocks of other sizes are needed next."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 2**17)  # the usual threshold: what the scores need for a moment is given back at once
+        libc.mallopt(-3, 2**17)  # the default threshold: what the scores need for a moment is returned at once
         libc.malloc_trim(0)
 
 
-_saved = []  # not empty: a checkpoint of this run is on the disk
-
-
-def _one_line_on_interrupt(kind, error, traceback) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        saved = "the last whole epoch is saved, run again to go on" if _saved else "no epoch was finished or saved"
-        print(f"\nStopped: {saved}.", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
-
-
-def check_batch_size(batch_size: int, n: int) -> None:
-    """Exits with one sentence if a batch would need more than the n training images."""
-    if batch_size > n:
-        raise SystemExit(f"BATCH_SIZE is {batch_size}: it must not exceed the {n} training images of an epoch.")
-
-
-# ---------------------------------------------------------------------------------------------- files, whole
+# --------------------------------------------------------------------------------------------------- files
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary name in the same folder; what was written there takes `path`'s place when the block ends.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary name in the same folder. The file written there replaces `path` when the block ends.
 
-    A run that dies in between leaves the old file. Exits with one sentence where the disk refuses.
+    A run that dies in between leaves the old file. Exits with one sentence if the disk refuses.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
@@ -263,15 +357,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def save_torch(path: Path, value: Any) -> None:
-    """torch.save, whole."""
+    """torch.save, as an atomic write."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def load_torch(path: Path) -> Any:
-    """What save_torch wrote, on the CPU; no code in the file is ever run. Exits with one sentence if it is not that."""
+    """What save_torch wrote, on the CPU. No code in the file is ever run. Exits with one sentence if it is not that."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -282,7 +376,7 @@ def load_torch(path: Path) -> Any:
 
 def save_model(path: Path, model: torch.nn.Module, *sizes: int) -> None:
     """The weights of `model`, with its class's name and the sizes it is constructed from."""
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    weights: dict[str, Tensor] = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     save_torch(path, {"class": type(model).__name__, "sizes": list(sizes), "weights": weights})
 
 
@@ -297,116 +391,3 @@ def load_model(path: Path, cls: type) -> torch.nn.Module:
     except (KeyError, TypeError, RuntimeError):
         raise SystemExit(f"{path} holds a {cls.__name__} of other sizes or version: train it again.") from None
     return model.eval()
-
-
-# --------------------------------------------------------------------------------------------- during training
-
-
-def checkpoint(output_dir: Path, constants: dict, history: list[dict], **parts) -> None:
-    """Saves all that the next epoch depends on. `parts` are modules and optimizers; `history` has a row an epoch."""
-    rng = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        rng["mps"] = torch.mps.get_rng_state()
-    states = {name: part.state_dict() for name, part in parts.items()}
-    save_torch(
-        Path(output_dir) / "checkpoint.pt",
-        {"constants": json.dumps(constants), "history": history, "rng": rng, "states": states},
-    )
-    _saved.append(output_dir)
-
-
-def resume(output_dir: Path, constants: dict, **parts) -> list[dict]:
-    """The history of an unfinished run with the same constants, its state put back into `parts`; else an empty list.
-
-    Says which it is, and why. Call it after everything else that draws random numbers before the first epoch.
-    """
-    path = Path(output_dir) / "checkpoint.pt"
-    if not constants.get("RESUME", True) or not path.exists():
-        return []
-    saved = load_torch(path)
-    try:
-        before, now = json.loads(saved["constants"]), json.loads(json.dumps(constants))
-        if name := first_difference(before, now):
-            print(f"Starting afresh: {name} was {before.get(name)!r} in the unfinished run, and is {now.get(name)!r}.")
-            return []
-        for name, part in parts.items():
-            part.load_state_dict(saved["states"][name])
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if "cuda" in saved["rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(saved["rng"]["cuda"])
-        if "mps" in saved["rng"] and torch.backends.mps.is_available():
-            torch.mps.set_rng_state(saved["rng"]["mps"])
-        history = list(saved["history"])
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
-    epoch = history[-1].get("epoch", len(history))
-    print(f"Going on after epoch {epoch} of the unfinished run with the same constants.")
-    _saved.append(output_dir)
-    return history
-
-
-def first_difference(before: dict, now: dict) -> str | None:
-    """The name of a constant that decides a run's numbers and differs. RESUME is none of them."""
-    names = [name for name in now | before if name != "RESUME" and now.get(name) != before.get(name)]
-    return names[0] if names else None
-
-
-def check_finite(loss: float, epoch: int, step: int, last: float) -> None:
-    """Ends the run, with one sentence, at the first loss that is not finite. `last` is the one before; NaN if none."""
-    if not math.isfinite(loss):
-        before = f" (it was {last:.6g} a step before)" if math.isfinite(last) else ""
-        kept = f" The checkpoint of epoch {epoch - 1} is kept." if epoch > 1 else ""
-        raise SystemExit(
-            f"The loss became {loss} in epoch {epoch}, step {step}{before}: try a lower LEARNING_RATE.{kept}"
-        )
-
-
-def print_epoch(history: list[dict], epochs: int, floors: dict[str, float]) -> None:
-    """One aligned line for the last row of the history: nats per image, reconstruction above the pixel entropy.
-
-    `floors`: the pixel entropy of the "train" and of the "test" images.
-    """
-    row = history[-1]
-    parts = [f"epoch {len(history):{len(str(epochs))}d}/{epochs}"]
-    for part, floor in floors.items():
-        kl = "".join(f"  {name} {row[f'{part}_{name}']:6.2f}" for name in ("kl_z", "kl_v") if f"{part}_{name}" in row)
-        parts.append(f"{part}: reconstruction above floor {row[f'{part}_reconstruction'] - floor:7.2f}{kl}")
-    left = row["seconds"] * (epochs - len(history)) / 60
-    tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
-    print(*parts, f"{tau}{row['seconds']:5.1f} s  {left:4.1f} min left", sep=" | ", flush=True)
-
-
-# ---------------------------------------------------------------------------------------------- after training
-
-
-def finish(output_dir: Path, constants: dict, seconds: float, results: dict, history: list[dict] = ()) -> None:
-    """Writes metrics.json, prints the results and where the files are, and drops the checkpoint: the run is over."""
-    output_dir = Path(output_dir)
-    device = _device(constants.get("DEVICE", "auto"))
-    content = {
-        "constants": constants,
-        "versions": versions(device, constants),
-        "seconds": round(seconds, 1),
-        "results": results,
-        "history": list(history),
-    }
-    with whole_file(output_dir / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-    (output_dir / "checkpoint.pt").unlink(missing_ok=True)
-    width = max(map(len, results))
-    print()
-    for name, value in results.items():
-        lines = value.items() if isinstance(value, dict) else [("", value)]
-        for key, line in lines:
-            print(f"{name:{width}}  {key} {_readable(line)}" if key else f"{name:{width}}  {_readable(line)}")
-    print(f"\n{seconds / 60:.1f} minutes. Figures and metrics.json are in {output_dir}")
-
-
-def _readable(value) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{name} {_readable(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return "  ".join(_readable(part) for part in value)
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,7 +1,6 @@
 """Continuous VAE: two Gaussian numbers are the whole code, on coloured MNIST.
 
-Digit and hue are folded into one plane: it has a place for most digits in most colours, but no axis of its own for
-either.
+Digit and hue share one plane. It has a place for most digits in most colours, but no axis that is the digit or the hue.
 
     python vae_continuous.py     # edit the constants below, run again
 
@@ -11,9 +10,7 @@ Result, mean ± sd of seeds 0, 1, 2: test loss 277.6 ± 0.6 nats; digit and hue 
 Paper: Kingma & Welling, Auto-Encoding Variational Bayes, 2014.
 """
 
-import functools
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -22,26 +19,26 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
+import judge
 import metrics
 import plots
 import runs
 
-# Latent. More numbers carry more of the image, at a higher KL; the maps of the plane show the first two.
+# Latent. More numbers carry more of the image, at a higher KL. The maps of the plane show the first two.
 LATENT_DIM = 2
 
 # Training.
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-SEED = 0  # of weights, order of images and samples
-DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
-# For torch.set_float32_matmul_precision, in training. "medium" halves the time of the matrix products on an AMD Zen 5,
-# in float32 all the same; a GPU or a CPU with AMX may round their factors for it: see "matrix products" in the log.
-# "highest": never.
+SEED = 0  # seeds the weights, the order of the images and the samples
+DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
+# torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
+# products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
-RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
+RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
 
-# Figures. Four requests of (digit, hue in degrees), and the step of the grid around the spot found for each.
+# Figures. Four requests of (digit, hue in degrees), and the step of the grid around the point found for each.
 REQUESTS = ((0, 0), (1, 120), (7, 240), (3, 60))
 STEP = 0.1
 
@@ -51,7 +48,7 @@ OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_continuous"
 
 
 class ContinuousVAE(nn.Module):
-    """The encoder gives D means and D log variances; the decoder sees one sample of the D numbers."""
+    """The encoder gives D means and D log variances. The decoder sees one sample of the D numbers."""
 
     def __init__(self, latent_dim: int):
         super().__init__()
@@ -70,7 +67,7 @@ class ContinuousVAE(nn.Module):
             nn.Linear(256, 512),
             nn.ReLU(),
             nn.Linear(512, 3 * 28 * 28),
-            nn.Unflatten(1, (3, 28, 28)),  # pixel logits: the sigmoid is in the loss and in decode()
+            nn.Unflatten(1, (3, 28, 28)),  # pixel logits: the loss and decode() apply the sigmoid
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,9 +107,10 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def elbo_terms(model: ContinuousVAE, x: Tensor) -> dict[str, Tensor]:
-    """The terms of -ELBO, each summed over the batch, in nats: one scale for both, so that they can be added.
+    """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
 
-    Reconstruction is the binary cross-entropy of the pixels, fractional ones included.
+    -ELBO = -E[log p(x | z)] + KL(q(z | x) ‖ p(z)). The first term is the binary cross-entropy of the pixels, which may
+    be fractional.
     """
     logits, kl_z = model(x)
     return {
@@ -127,113 +125,96 @@ def load_model(path: Path) -> ContinuousVAE:
 
 
 def main() -> dict:
-    """Trains, scores and draws; returns the results that are written to metrics.json."""
-    started = time.perf_counter()
-    constants = runs.constants(globals())
-    device = runs.begin(OUTPUT_DIR, constants)
-    train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
-    runs.check_batch_size(BATCH_SIZE, len(train.images))
-    metrics.judge(device)  # trained now, if it has to be
-    floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
+    """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
+    with runs.start(OUTPUT_DIR, globals()) as run:
+        train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
+        run.check_batch_size(BATCH_SIZE, len(train))
+        judge.load(run.device)  # trained now, if there is none for this dataset
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
 
-    torch.manual_seed(SEED)
-    model = ContinuousVAE(LATENT_DIM).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
-    history = runs.resume(OUTPUT_DIR, constants, model=model, optimizer=optimizer)  # one row an epoch
-    seconds_before = sum(row["seconds"] for row in history)
-    step = len(history) * math.ceil(len(train.images) / BATCH_SIZE)
-    last_loss = math.nan
+        torch.manual_seed(SEED)
+        model = ContinuousVAE(LATENT_DIM).to(run.device)
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
+        history = run.resume(model=model, optimizer=optimizer)  # a row for each finished epoch
+        step = len(history) * math.ceil(len(train) / BATCH_SIZE)
 
-    torch.set_float32_matmul_precision(MATMUL_PRECISION)  # until the scores: in the test pass of each epoch, too
-    while len(history) < EPOCHS:
-        epoch, epoch_started = len(history) + 1, time.perf_counter()
-        sums = dict.fromkeys(("reconstruction", "kl_z"), 0.0)
-        batches = torch.randperm(len(train.images)).to(device).split(BATCH_SIZE)
-        for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
-            x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28)
-            terms = elbo_terms(model, x)
-            loss = sum(terms.values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        for epoch in range(len(history) + 1, EPOCHS + 1):
+            sums = dict.fromkeys(("reconstruction", "kl_z"), 0.0)
+            batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
+            for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
+                terms = elbo_terms(model, train.colored(index))
+                loss = terms["reconstruction"] + terms["kl_z"]
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
 
-            runs.check_finite(loss.item(), epoch, step, last_loss)
-            last_loss = loss.item()
-            sums = {name: sums[name] + term.item() for name, term in terms.items()}
-            step += 1
+                run.check_finite(loss.item(), step)
+                sums = {name: sums[name] + term.item() for name, term in terms.items()}
+                step += 1
 
-        row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
-        test_terms = metrics.mean_terms(functools.partial(elbo_terms, model), test)
-        runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
-        row |= {f"test_{name}": value for name, value in test_terms.items()}
-        history.append(row | {"seconds": time.perf_counter() - epoch_started})
-        runs.print_epoch(history, EPOCHS, floors)
-        runs.checkpoint(OUTPUT_DIR, constants, history, model=model, optimizer=optimizer)
+            row = {f"train_{name}": value / len(train) for name, value in sums.items()}
+            test_terms = metrics.mean_terms(lambda x: elbo_terms(model, x), test)
+            run.check_finite(sum(test_terms.values()), step)
+            row |= {f"test_{name}": value for name, value in test_terms.items()}
+            history.append({"epoch": epoch, "seconds": run.seconds(), **row})
+            run.checkpoint(history)
+            run.print_epoch(history, floors)
 
-    # Scores. Labels are used from here on alone.
-    torch.set_float32_matmul_precision("highest")  # never rounded, whatever the machine
-    runs.give_memory_back()  # scores need larger blocks than training steps
-    model.eval()
-    train_codes, test_codes = metrics.codes_of(model, train), metrics.codes_of(model, test)
-    color_latents = metrics.color_latents(model.latents, train_codes, train)
-    demand, demand_pictures, demand_right = metrics.control_on_demand(model, train_codes, train)
-    results = {
-        **metrics.elbo(lambda x, hard: elbo_terms(model, x), test),
-        **metrics.reconstruction(model, test_codes, test),
-        **demand,
-        **metrics.control_by_swap(model, test_codes, color_latents, test),
-        "color_latents": color_latents,
-        "latents": metrics.latent_usage(model, test_codes, test),  # warns of a dead one
-    }
+        # Only from here on are labels used. They score what was learned.
+        runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM)
+        scores = metrics.evaluate(model, lambda x, hard: elbo_terms(model, x), train, test)
+        figures(model, train, test, scores, history, floors)
+        run.finish(scores.results, history)
+    return scores.results
 
-    # Figures. `base` is the code of the first test image: what a figure does not vary stays as it is there.
-    with torch.inference_mode():
-        name, base = "Continuous VAE", test_codes[0]
-        plots.loss_curves(OUTPUT_DIR / "loss.png", history, floors)
-        plots.latent_usage(OUTPUT_DIR / "latent_usage.png", results["latents"], color_latents, name)
-        plots.reconstructions(OUTPUT_DIR / "reconstructions.png", *metrics.reconstructed(model, test), results, name)
-        plots.control_on_demand(OUTPUT_DIR / "control_on_demand.png", demand_pictures, demand_right, results, name)
-        swaps = metrics.swap_examples(model, test_codes, color_latents, test)
-        plots.control_by_swap(OUTPUT_DIR / "control_by_swap.png", *swaps, results, name)
 
-        # The plane decoded, z2 upwards.
-        n = 21
-        ticks = torch.linspace(-4, 4, n, device=device)
-        codes = base.repeat(n, n, 1)
-        codes[:, :, 0] = ticks
-        if LATENT_DIM > 1:
-            codes[:, :, 1] = ticks.flip(0)[:, None]
-        pictures = model.decode(codes.flatten(0, 1)).unflatten(0, (n, n))
-        plots.plane(OUTPUT_DIR / "plane.png", pictures, ticks, "Continuous VAE: the plane, decoded")
-        title = "Continuous VAE: codes of the test images"
-        plots.latent_map(OUTPUT_DIR / "latent_map.png", test_codes, test.digits, test.hues, title)
+@torch.inference_mode()
+def figures(
+    model: ContinuousVAE,
+    train: data.ColoredSet,
+    test: data.ColoredSet,
+    scores: metrics.Evaluation,
+    history: list[dict],
+    floors: dict[str, float],
+) -> None:
+    """Draws all figures. Numbers of the code beyond the first two stay as in the code of the first test image."""
+    name = "Continuous VAE"
+    plots.common_figures(OUTPUT_DIR, name, scores, history, floors)
+    codes, device = scores.test_codes, scores.test_codes.device
 
-        # A spot for each of the four requests, found as in control on demand, and its neighbourhood.
-        wanted = torch.tensor(REQUESTS, dtype=torch.float32, device=device)
-        spots = metrics.find_codes(train_codes, train, wanted)[:, 0]  # (4, D)
-        n = 7
-        offsets = (torch.arange(n, device=device) - n // 2) * STEP
-        codes = spots[:, None, None].repeat(1, n, n, 1)  # (4, n, n, D)
-        codes[..., 0] += offsets
-        if LATENT_DIM > 1:
-            codes[..., 1] += offsets.flip(0)[:, None]
-        pictures = model.decode(codes.flatten(0, 2)).unflatten(0, (len(spots), n, n))
-        names = [f"{data.class_names()[digit]} in hue {hue}°" for digit, hue in REQUESTS]
-        plots.neighborhoods(OUTPUT_DIR / "neighborhoods.png", pictures, names, spots, STEP)
+    # The plane decoded, z2 upwards.
+    n = 21
+    ticks = torch.linspace(-4, 4, n, device=device)
+    grid = codes[0].repeat(n, n, 1)
+    grid[:, :, 0] = ticks
+    if LATENT_DIM > 1:
+        grid[:, :, 1] = ticks.flip(0)[:, None]
+    pictures = model.decode(grid.flatten(0, 1)).unflatten(0, (n, n))
+    plots.plane(OUTPUT_DIR / "plane.png", pictures, ticks, f"{name}: the plane, decoded")
+    plots.latent_map(OUTPUT_DIR / "latent_map.png", codes, test.digits, test.hues, f"{name}: codes of the test images")
 
-        # Moving: eight points of the plane, each going once around the centre.
-        radii, angles = torch.arange(0.5, 4.5, 0.5, device=device), torch.arange(0, 360, 10)
-        codes = torch.zeros(len(angles), len(radii), LATENT_DIM, device=device)
-        codes[:, :, 0] = radii * angles.to(device).deg2rad().cos()[:, None]
-        if LATENT_DIM > 1:
-            codes[:, :, 1] = radii * angles.to(device).deg2rad().sin()[:, None]
-        frames = model.decode(codes.flatten(0, 1)).unflatten(0, (len(angles), 1, len(radii)))
-        titles = [f"Continuous VAE: z at {angle}° on eight circles" for angle in angles]
-        plots.movie(OUTPUT_DIR / "circles.gif", frames, titles, [""], radii.tolist(), "radius |z|", fps=6)
+    # A point for each of the four requests, found as in control on demand, and its neighbourhood.
+    wanted = torch.tensor(REQUESTS, dtype=torch.float32, device=device)
+    points = metrics.find_codes(scores.train_codes, train, wanted)[:, 0]  # (4, D)
+    n = 7
+    offsets = (torch.arange(n, device=device) - n // 2) * STEP
+    around = points[:, None, None].repeat(1, n, n, 1)  # (4, n, n, D)
+    around[..., 0] += offsets
+    if LATENT_DIM > 1:
+        around[..., 1] += offsets.flip(0)[:, None]
+    pictures = model.decode(around.flatten(0, 2)).unflatten(0, (len(points), n, n))
+    names = [f"{data.class_names()[digit]} in hue {hue}°" for digit, hue in REQUESTS]
+    plots.neighborhoods(OUTPUT_DIR / "neighborhoods.png", pictures, names, points, STEP)
 
-    runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM)
-    runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)
-    return results
+    # Moving: eight points of the plane, each going once around the centre.
+    radii, angles = torch.arange(0.5, 4.5, 0.5, device=device), torch.arange(0, 360, 10)
+    circles = torch.zeros(len(angles), len(radii), LATENT_DIM, device=device)
+    circles[:, :, 0] = radii * angles.to(device).deg2rad().cos()[:, None]
+    if LATENT_DIM > 1:
+        circles[:, :, 1] = radii * angles.to(device).deg2rad().sin()[:, None]
+    frames = model.decode(circles.flatten(0, 1)).unflatten(0, (len(angles), 1, len(radii)))
+    titles = [f"{name}: z at {angle}° on eight circles" for angle in angles]
+    plots.movie(OUTPUT_DIR / "circles.gif", frames, titles, [""], radii.tolist(), "radius |z|", fps=6)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Discrete VAE: N categorical variables of K categories each, relaxed by Gumbel-softmax, on coloured MNIST.
 
-The code is three choices of one in twenty. Digit and hue are not kept apart: some variables carry both.
+The code is three choices out of twenty. Digit and hue are not kept apart: some variables carry both.
 
     python vae_discrete.py       # edit the constants below, run again
 
@@ -14,7 +14,6 @@ Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete
 import functools
 import itertools
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
+import judge
 import metrics
 import plots
 import runs
@@ -32,26 +32,25 @@ N_VARIABLES = 3  # categorical variables
 N_CATEGORIES = 20  # categories of each
 
 # Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)), step counting all batches.
-# Low: nearly one-hot, noisy gradients. High: smooth, and far from the one-hot codes used afterwards.
+# Low: nearly one-hot samples, noisy gradients. High: smooth samples, far from the one-hot codes used afterwards.
 TAU_START = 1.0
-TAU_DECAY = 0.0003  # per batch: 0.5 is reached in the fifth epoch
+TAU_DECAY = 0.0003  # per batch: tau is 0.5 from the fifth epoch on
 TAU_MIN = 0.5
-HARD = False  # True: one-hot samples in the forward pass, the relaxed ones' gradient (straight-through)
+HARD = False  # True: one-hot samples in the forward pass, with the gradient of the relaxed ones (straight-through)
 
 # Training.
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-# True: pictures start out as the mean training image (see start_at). False: from grey, as torch starts them; many seeds
-# then learn nothing for some epochs, those that do not end up a little better, most of all by swap (README.md).
+# True: pictures start as the mean training image (see start_at). False: they start grey, as torch's first weights make
+# them. Many seeds then learn nothing for some epochs; the others end a little better, most of all by swap (README.md).
 START_AT_MEAN = False
-SEED = 0  # of weights, order of images and samples
-DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
-# For torch.set_float32_matmul_precision, in training. "medium" halves the time of the matrix products on an AMD Zen 5,
-# in float32 all the same; a GPU or a CPU with AMX may round their factors for it: see "matrix products" in the log.
-# "highest": never.
+SEED = 0  # seeds the weights, the order of the images and the samples
+DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
+# torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
+# products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
-RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
+RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
 
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_discrete"
 
@@ -59,7 +58,7 @@ OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_discrete"
 
 
 class DiscreteVAE(nn.Module):
-    """The encoder gives the logits of N variables; the decoder sees one sample of each, flattened to N·K numbers."""
+    """The encoder gives the logits of N variables. The decoder sees one sample of each, flattened to N·K numbers."""
 
     def __init__(self, n_variables: int, n_categories: int):
         super().__init__()
@@ -78,7 +77,7 @@ class DiscreteVAE(nn.Module):
             nn.Linear(256, 512),
             nn.ReLU(),
             nn.Linear(512, 3 * 28 * 28),
-            nn.Unflatten(1, (3, 28, 28)),  # pixel logits: the sigmoid is in the loss and in decode()
+            nn.Unflatten(1, (3, 28, 28)),  # pixel logits: the loss and decode() apply the sigmoid
         )
 
     def encode(self, x: Tensor) -> Tensor:
@@ -122,26 +121,112 @@ def categorical_kl(log_q: Tensor) -> Tensor:
 
 
 def start_at(model: DiscreteVAE, image: Tensor) -> None:
-    """Sets the last layer's biases to the logits of an image (3, 28, 28) in [0, 1]: pictures start out near it.
+    """Sets the last layer's biases to the logits of an image (3, 28, 28) in [0, 1]: pictures start near it.
 
-    With torch's own biases they start out grey, and what the first steps learn is to darken all pixels of all images
-    alike. The encoder learns it, too, and in some seeds comes to give every image the same categories: the softmax is
-    saturated then, and next to no gradient leads out.
+    With torch's own biases they start grey, and the first steps learn to darken all pixels of all images alike. The
+    encoder takes part in this, and in some seeds it ends up giving every image the same categories. The softmax is then
+    saturated, and almost no gradient leads out.
     """
+    to_pixels = model.decoder[-2]  # the last linear layer
     with torch.no_grad():
-        model.decoder[4].bias.copy_(image.clamp(0.001, 0.999).logit().flatten())  # finite for always black pixels
+        to_pixels.bias.copy_(image.clamp(0.001, 0.999).logit().flatten())  # finite where a pixel is always black
 
 
 def elbo_terms(model: DiscreteVAE, x: Tensor, tau: float, hard: bool = False) -> dict[str, Tensor]:
-    """The terms of -ELBO, each summed over the batch, in nats: one scale for both, so that they can be added.
+    """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
 
-    Reconstruction is the binary cross-entropy of the pixels, fractional ones included.
+    -ELBO = -E[log p(x | v)] + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy of the pixels, which may
+    be fractional.
     """
     logits, log_q = model(x, tau, hard)
     return {
         "reconstruction": F.binary_cross_entropy_with_logits(logits, x, reduction="sum"),
         "kl_v": categorical_kl(log_q).sum(),
     }
+
+
+def load_model(path: Path) -> DiscreteVAE:
+    """The trained network from a model.pt that this script wrote, on the CPU, in eval mode."""
+    return runs.load_model(path, DiscreteVAE)
+
+
+def main() -> dict:
+    """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
+    with runs.start(OUTPUT_DIR, globals()) as run:
+        train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
+        run.check_batch_size(BATCH_SIZE, len(train))
+        judge.load(run.device)  # trained now, if there is none for this dataset
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
+
+        torch.manual_seed(SEED)
+        model = DiscreteVAE(N_VARIABLES, N_CATEGORIES).to(run.device)
+        if START_AT_MEAN:
+            start_at(model, data.mean_image(train))
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
+        history = run.resume(model=model, optimizer=optimizer)  # a row for each finished epoch
+        step = len(history) * math.ceil(len(train) / BATCH_SIZE)
+
+        for epoch in range(len(history) + 1, EPOCHS + 1):
+            sums = dict.fromkeys(("reconstruction", "kl_v"), 0.0)
+            batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
+            for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
+                tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
+                terms = elbo_terms(model, train.colored(index), tau, HARD)
+                loss = terms["reconstruction"] + terms["kl_v"]
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+                run.check_finite(loss.item(), step)
+                sums = {name: sums[name] + term.item() for name, term in terms.items()}
+                step += 1
+
+            row = {f"train_{name}": value / len(train) for name, value in sums.items()}
+            test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
+            run.check_finite(sum(test_terms.values()), step)
+            row |= {f"test_{name}": value for name, value in test_terms.items()}
+            history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
+            run.checkpoint(history)
+            run.print_epoch(history, floors)
+
+        # Only from here on are labels used. They score what was learned.
+        runs.save_model(OUTPUT_DIR / "model.pt", model, N_VARIABLES, N_CATEGORIES)
+        terms_of = functools.partial(elbo_terms, model, tau=history[-1]["tau"])
+        scores = metrics.evaluate(model, terms_of, train, test)
+        figures(model, test, scores, history, floors)
+        run.finish(scores.results, history)
+    return scores.results
+
+
+@torch.inference_mode()
+def figures(
+    model: DiscreteVAE, test: data.ColoredSet, scores: metrics.Evaluation, history: list[dict], floors: dict[str, float]
+) -> None:
+    """Draws all figures. What a figure does not vary stays as in the code of the first test image."""
+    plots.common_figures(OUTPUT_DIR, "Discrete VAE", scores, history, floors)
+    codes, base, device = scores.test_codes, scores.test_codes[0], scores.test_codes.device
+
+    # All pairs of categories of two variables.
+    variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]
+    pairs = list(itertools.combinations(variables, 2)) or [("v1", "v1")]
+    grids, shown = [], min(N_CATEGORIES, 20)
+    for down, across in pairs:
+        cells = category_grid(model, base, down, across)[: shown if down != across else 1, :shown].flatten(0, 1)
+        grids.append(model.decode(cells).unflatten(0, (-1, shown)))
+    title = "Discrete VAE: pairs of variables, the rest of the code as in the first test image"
+    plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
+
+    # Moving: the first test image of each digit; in each row one variable steps through its categories.
+    firsts = codes[metrics.first_of_each_digit(test.digits, 1)[:, 0]]  # (10, N·K)
+    steps = firsts.repeat(shown, len(variables), 1, 1)  # (frame, row, 10, N·K)
+    for row, variable in enumerate(variables):
+        one_hot = torch.eye(N_CATEGORIES, device=device)[:shown, None]  # (frame, 1, K)
+        steps[:, row, :, model.latents[variable]] = one_hot.expand(-1, 10, -1)
+    frames = model.decode(steps.flatten(0, 2)).unflatten(0, (shown, len(variables), 10))
+    titles = [f"Discrete VAE: category {k + 1} of {N_CATEGORIES}, in one variable for each row" for k in range(shown)]
+    plots.movie(
+        OUTPUT_DIR / "steps.gif", frames, titles, variables, data.class_names(), "first test image of digit", fps=2
+    )
 
 
 # Same as vae_joint.category_grid.
@@ -152,111 +237,6 @@ def category_grid(model: DiscreteVAE, code: Tensor, down: str, across: str) -> T
     grid[:, :, model.latents[down]] = torch.eye(k, device=code.device)[:, None]
     grid[:, :, model.latents[across]] = torch.eye(k, device=code.device)[None]
     return grid
-
-
-def load_model(path: Path) -> DiscreteVAE:
-    """The trained network from a model.pt that this script wrote, on the CPU, in eval mode."""
-    return runs.load_model(path, DiscreteVAE)
-
-
-def main() -> dict:
-    """Trains, scores and draws; returns the results that are written to metrics.json."""
-    started = time.perf_counter()
-    constants = runs.constants(globals())
-    device = runs.begin(OUTPUT_DIR, constants)
-    train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
-    runs.check_batch_size(BATCH_SIZE, len(train.images))
-    metrics.judge(device)  # trained now, if it has to be
-    floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
-
-    torch.manual_seed(SEED)
-    model = DiscreteVAE(N_VARIABLES, N_CATEGORIES).to(device)
-    if START_AT_MEAN:
-        start_at(model, data.mean_image(train))
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
-    history = runs.resume(OUTPUT_DIR, constants, model=model, optimizer=optimizer)  # one row an epoch
-    seconds_before = sum(row["seconds"] for row in history)
-    step = len(history) * math.ceil(len(train.images) / BATCH_SIZE)
-    last_loss = math.nan
-
-    torch.set_float32_matmul_precision(MATMUL_PRECISION)  # until the scores: in the test pass of each epoch, too
-    while len(history) < EPOCHS:
-        epoch, epoch_started = len(history) + 1, time.perf_counter()
-        sums = dict.fromkeys(("reconstruction", "kl_v"), 0.0)
-        batches = torch.randperm(len(train.images)).to(device).split(BATCH_SIZE)
-        for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
-            tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
-            x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28)
-            terms = elbo_terms(model, x, tau, HARD)
-            loss = sum(terms.values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-            runs.check_finite(loss.item(), epoch, step, last_loss)
-            last_loss = loss.item()
-            sums = {name: sums[name] + term.item() for name, term in terms.items()}
-            step += 1
-
-        row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
-        test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
-        runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
-        row |= {f"test_{name}": value for name, value in test_terms.items()}
-        history.append(row | {"tau": tau, "seconds": time.perf_counter() - epoch_started})
-        runs.print_epoch(history, EPOCHS, floors)
-        runs.checkpoint(OUTPUT_DIR, constants, history, model=model, optimizer=optimizer)
-
-    # Scores. Labels are used from here on alone.
-    torch.set_float32_matmul_precision("highest")  # never rounded, whatever the machine
-    runs.give_memory_back()  # scores need larger blocks than training steps
-    model.eval()
-    train_codes, test_codes = metrics.codes_of(model, train), metrics.codes_of(model, test)
-    color_latents = metrics.color_latents(model.latents, train_codes, train)
-    demand, demand_pictures, demand_right = metrics.control_on_demand(model, train_codes, train)
-    results = {
-        **metrics.elbo(functools.partial(elbo_terms, model, tau=history[-1]["tau"]), test),
-        **metrics.reconstruction(model, test_codes, test),
-        **demand,
-        **metrics.control_by_swap(model, test_codes, color_latents, test),
-        "color_latents": color_latents,
-        "latents": metrics.latent_usage(model, test_codes, test),  # warns of a dead one
-    }
-
-    # Figures. `base` is the code of the first test image: what a figure does not vary stays as it is there.
-    with torch.inference_mode():
-        name, base = "Discrete VAE", test_codes[0]
-        plots.loss_curves(OUTPUT_DIR / "loss.png", history, floors)
-        plots.latent_usage(OUTPUT_DIR / "latent_usage.png", results["latents"], color_latents, name)
-        plots.reconstructions(OUTPUT_DIR / "reconstructions.png", *metrics.reconstructed(model, test), results, name)
-        plots.control_on_demand(OUTPUT_DIR / "control_on_demand.png", demand_pictures, demand_right, results, name)
-        swaps = metrics.swap_examples(model, test_codes, color_latents, test)
-        plots.control_by_swap(OUTPUT_DIR / "control_by_swap.png", *swaps, results, name)
-
-        # All pairs of categories of two variables.
-        variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]
-        pairs = list(itertools.combinations(variables, 2)) or [("v1", "v1")]
-        grids, shown = [], min(N_CATEGORIES, 20)
-        for down, across in pairs:
-            codes = category_grid(model, base, down, across)[: shown if down != across else 1, :shown].flatten(0, 1)
-            grids.append(model.decode(codes).unflatten(0, (-1, shown)))
-        title = "Discrete VAE: pairs of variables, the rest of the code held at the first test image's"
-        plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
-
-        # Moving: the first test image of each digit; in each row one variable steps through its categories.
-        firsts = test_codes[metrics.first_of_each_digit(test.digits, 1)[:, 0]]  # (10, N * K)
-        codes = firsts.repeat(shown, len(variables), 1, 1)  # (frame, row, 10, N * K)
-        for row, variable in enumerate(variables):
-            steps = torch.eye(N_CATEGORIES, device=device)[:shown, None]  # (frame, 1, K)
-            codes[:, row, :, model.latents[variable]] = steps.expand(-1, 10, -1)
-        frames = model.decode(codes.flatten(0, 2)).unflatten(0, (shown, len(variables), 10))
-        titles = [f"Discrete VAE: category {k + 1} of {N_CATEGORIES}, in one variable a row" for k in range(shown)]
-        plots.movie(
-            OUTPUT_DIR / "steps.gif", frames, titles, variables, data.class_names(), "first test image of digit", fps=2
-        )
-
-    runs.save_model(OUTPUT_DIR / "model.pt", model, N_VARIABLES, N_CATEGORIES)
-    runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)
-    return results
 
 
 if __name__ == "__main__":

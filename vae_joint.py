@@ -1,7 +1,7 @@
-"""Joint VAE: two Gaussian numbers and three categorical variables in one code, on coloured MNIST.
+"""Joint VAE: continuous numbers and categorical variables in one code, on coloured MNIST.
 
-With nobody asking for it the model divides the work: the two continuous numbers become a colour wheel (the angle in
-the plane is the hue, the radius the weight of the stroke), the categories hold the digit and its style.
+Nothing in the loss asks for it, yet the model divides the work. The two continuous numbers become a colour wheel: the
+angle in their plane is the hue, the radius the weight of the stroke. The categories hold the digit and its style.
 
     python vae_joint.py          # edit the constants below, run again
 
@@ -16,7 +16,6 @@ Distribution, 2017 (the categorical latent); Dupont, Learning Disentangled Joint
 import functools
 import itertools
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -25,23 +24,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
+import judge
 import metrics
 import plots
 import runs
 
-# Latents. More variables carry more of the digit's shape, at a higher KL; a larger LATENT_DIM lets style into z.
+# Latents. More variables carry more of the digit's shape, at a higher KL. A larger LATENT_DIM lets style into z.
 LATENT_DIM = 2  # continuous numbers, one Gaussian each
 N_VARIABLES = 3  # categorical variables
 N_CATEGORIES = 20  # categories of each
 
 # Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)), step counting all batches.
-# Low: nearly one-hot, noisy gradients. High: smooth, and far from the one-hot codes used afterwards.
+# Low: nearly one-hot samples, noisy gradients. High: smooth samples, far from the one-hot codes used afterwards.
 TAU_START = 1.0
-TAU_DECAY = 0.0003  # per batch: 0.5 is reached in the fifth epoch
+TAU_DECAY = 0.0003  # per batch: tau is 0.5 from the fifth epoch on
 TAU_MIN = 0.5
-HARD = False  # True: one-hot samples in the forward pass, the relaxed ones' gradient (straight-through)
+HARD = False  # True: one-hot samples in the forward pass, with the gradient of the relaxed ones (straight-through)
 
-# Weight of both KL terms in what is minimized; 1 gives the ELBO. Below 1 the code may hold more of the image (Higgins
+# Weight of both KL terms in the training loss. 1 gives the ELBO; below 1 the code may hold more of the image (Higgins
 # et al., beta-VAE, 2017; Alemi et al., Fixing a Broken ELBO, 2018). The log and the results are never weighted.
 BETA = 1.0
 
@@ -49,16 +49,15 @@ BETA = 1.0
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-SEED = 0  # of weights, order of images and samples
-DEVICE = "auto"  # "auto" takes CUDA, then Apple's MPS, then the CPU; or name one: "cuda", "mps", "cpu"
-# For torch.set_float32_matmul_precision, in training. "medium" halves the time of the matrix products on an AMD Zen 5,
-# in float32 all the same; a GPU or a CPU with AMX may round their factors for it: see "matrix products" in the log.
-# "highest": never.
+SEED = 0  # seeds the weights, the order of the images and the samples
+DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
+# torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
+# products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
-RESUME = True  # go on with an unfinished run of the same constants; False: always start afresh
+RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
 
 # Figures.
-Z_VARIANCE = 5.0  # of the N(0, Z_VARIANCE) that the continuous numbers are drawn from in the grids of categories
+Z_VARIANCE = 5.0  # in the grids of categories, the continuous numbers are drawn from N(0, Z_VARIANCE)
 
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_joint"
 
@@ -66,7 +65,7 @@ OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_joint"
 
 
 class JointVAE(nn.Module):
-    """One encoder, a Gaussian and a categorical head; the two latents are concatenated, the continuous one first."""
+    """One encoder with a Gaussian and a categorical head. The code is the continuous numbers, then the variables."""
 
     def __init__(self, latent_dim: int, n_variables: int, n_categories: int):
         super().__init__()
@@ -86,7 +85,7 @@ class JointVAE(nn.Module):
             nn.Linear(256, 512),
             nn.ReLU(),
             nn.Linear(512, 3 * 28 * 28),
-            nn.Unflatten(1, (3, 28, 28)),  # pixel logits: the sigmoid is in the loss and in decode()
+            nn.Unflatten(1, (3, 28, 28)),  # pixel logits: the loss and decode() apply the sigmoid
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,9 +140,10 @@ def categorical_kl(log_q: Tensor) -> Tensor:
 
 
 def elbo_terms(model: JointVAE, x: Tensor, tau: float, hard: bool = False) -> dict[str, Tensor]:
-    """The terms of -ELBO, each summed over the batch, in nats: one scale for all three, so that they can be added.
+    """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
 
-    Reconstruction is the binary cross-entropy of the pixels, fractional ones included.
+    -ELBO = -E[log p(x | z, v)] + KL(q(z | x) ‖ p(z)) + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy
+    of the pixels, which may be fractional.
     """
     logits, kl_z, log_q = model(x, tau, hard)
     return {
@@ -153,6 +153,116 @@ def elbo_terms(model: JointVAE, x: Tensor, tau: float, hard: bool = False) -> di
     }
 
 
+def load_model(path: Path) -> JointVAE:
+    """The trained network from a model.pt that this script wrote, on the CPU, in eval mode."""
+    return runs.load_model(path, JointVAE)
+
+
+def main() -> dict:
+    """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
+    with runs.start(OUTPUT_DIR, globals()) as run:
+        train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
+        run.check_batch_size(BATCH_SIZE, len(train))
+        judge.load(run.device)  # trained now, if there is none for this dataset
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
+
+        torch.manual_seed(SEED)
+        model = JointVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
+        history = run.resume(model=model, optimizer=optimizer)  # a row for each finished epoch
+        step = len(history) * math.ceil(len(train) / BATCH_SIZE)
+
+        for epoch in range(len(history) + 1, EPOCHS + 1):
+            sums = dict.fromkeys(("reconstruction", "kl_z", "kl_v"), 0.0)
+            batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
+            for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
+                tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
+                terms = elbo_terms(model, train.colored(index), tau, HARD)
+                loss = terms["reconstruction"] + BETA * (terms["kl_z"] + terms["kl_v"])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+                run.check_finite(loss.item(), step)
+                sums = {name: sums[name] + term.item() for name, term in terms.items()}
+                step += 1
+
+            row = {f"train_{name}": value / len(train) for name, value in sums.items()}
+            test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
+            run.check_finite(sum(test_terms.values()), step)
+            row |= {f"test_{name}": value for name, value in test_terms.items()}
+            history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
+            run.checkpoint(history)
+            run.print_epoch(history, floors)
+
+        # Only from here on are labels used. They score what was learned.
+        runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
+        terms_of = functools.partial(elbo_terms, model, tau=history[-1]["tau"])
+        scores = metrics.evaluate(model, terms_of, train, test)
+        if LATENT_DIM > 1:
+            scores.results.update(metrics.color_wheel_scores(scores.test_codes, test))
+        figures(model, train, test, scores, history, floors)
+        run.finish(scores.results, history)
+    return scores.results
+
+
+@torch.inference_mode()
+def figures(
+    model: JointVAE,
+    train: data.ColoredSet,
+    test: data.ColoredSet,
+    scores: metrics.Evaluation,
+    history: list[dict],
+    floors: dict[str, float],
+) -> None:
+    """Draws all figures. What a figure does not vary stays as in the code of the first test image."""
+    plots.common_figures(OUTPUT_DIR, "Joint VAE", scores, history, floors)
+    codes, base, device = scores.test_codes, scores.test_codes[0], scores.test_codes.device
+    demand_pictures, _ = scores.demand
+
+    # The plane: the two continuous numbers on a grid, z2 upwards.
+    n = 17
+    ticks = torch.linspace(-4, 4, n, device=device)
+    grid = base.repeat(n, n, 1)
+    grid[:, :, 0] = ticks
+    if LATENT_DIM > 1:
+        grid[:, :, 1] = ticks.flip(0)[:, None]
+    pictures = model.decode(grid.flatten(0, 1)).unflatten(0, (n, n))
+    plots.color_wheel(OUTPUT_DIR / "color_wheel.png", pictures, ticks, codes, test.hues)
+
+    # The categories: all pairs of categories of two variables, the continuous numbers drawn anew for each cell.
+    variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]
+    pairs = list(itertools.combinations(variables, 2)) or [("v1", "v1")]
+    grids, shown = [], min(N_CATEGORIES, 20)
+    for down, across in pairs:
+        cells = category_grid(model, base, down, across)[: shown if down != across else 1, :shown].flatten(0, 1)
+        cells[:, :LATENT_DIM] = torch.randn(len(cells), LATENT_DIM, device=device) * Z_VARIANCE**0.5
+        grids.append(model.decode(cells).unflatten(0, (-1, shown)))
+    title = f"Joint VAE: pairs of variables, z drawn from N(0, {Z_VARIANCE:g}) for each cell"
+    plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
+
+    # The finding in one picture.
+    down, across = pairs[0]  # the same variable twice if there is only one: then one row
+    few = category_grid(model, base, down, across)[: 10 if down != across else 1, :10]
+    pictures = model.decode(few.flatten(0, 1)).unflatten(0, few.shape[:2])
+    every_other_hue = demand_pictures[:, ::2]
+    plots.finding(OUTPUT_DIR / "finding.png", codes, test.hues, pictures, (down, across), every_other_hue)
+
+    # Moving: ten digits, found as in control on demand, keep their categories while z goes once around.
+    red_digits = torch.tensor([(digit, 0.0) for digit in range(10)], device=device)
+    angles = torch.arange(0, 360, 10)
+    radius = codes[:, :LATENT_DIM].norm(dim=1).median()
+    circle = metrics.find_codes(scores.train_codes, train, red_digits)[:, 0].repeat(len(angles), 1, 1)  # (36, 10, ...)
+    circle[:, :, 0] = radius * angles.to(device).deg2rad().cos()[:, None]
+    if LATENT_DIM > 1:
+        circle[:, :, 1] = radius * angles.to(device).deg2rad().sin()[:, None]
+    frames = model.decode(circle.flatten(0, 1)).unflatten(0, (len(angles), 1, 10))
+    titles = [f"Joint VAE: z at {angle}° on a circle, the categories stay" for angle in angles]
+    plots.movie(
+        OUTPUT_DIR / "hue_circle.gif", frames, titles, [f"|z| = {radius:.1f}"], data.class_names(), "digit", fps=6
+    )
+
+
 def category_grid(model: JointVAE, code: Tensor, down: str, across: str) -> Tensor:
     """Copies of a code (W,) with every pair of categories of two of its variables: (K, K, W), W the width of a code."""
     k = model.n_categories
@@ -160,130 +270,6 @@ def category_grid(model: JointVAE, code: Tensor, down: str, across: str) -> Tens
     grid[:, :, model.latents[down]] = torch.eye(k, device=code.device)[:, None]
     grid[:, :, model.latents[across]] = torch.eye(k, device=code.device)[None]
     return grid
-
-
-def load_model(path: Path) -> JointVAE:
-    """The trained network from a model.pt that this script wrote, on the CPU, in eval mode."""
-    return runs.load_model(path, JointVAE)
-
-
-def main() -> dict:
-    """Trains, scores and draws; returns the results that are written to metrics.json."""
-    started = time.perf_counter()
-    constants = runs.constants(globals())
-    device = runs.begin(OUTPUT_DIR, constants)
-    train, test = data.colored_set(train=True, device=device), data.colored_set(train=False, device=device)
-    runs.check_batch_size(BATCH_SIZE, len(train.images))
-    metrics.judge(device)  # trained now, if it has to be
-    floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
-
-    torch.manual_seed(SEED)
-    model = JointVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
-    history = runs.resume(OUTPUT_DIR, constants, model=model, optimizer=optimizer)  # one row an epoch
-    seconds_before = sum(row["seconds"] for row in history)
-    step = len(history) * math.ceil(len(train.images) / BATCH_SIZE)
-    last_loss = math.nan
-
-    torch.set_float32_matmul_precision(MATMUL_PRECISION)  # until the scores: in the test pass of each epoch, too
-    while len(history) < EPOCHS:
-        epoch, epoch_started = len(history) + 1, time.perf_counter()
-        sums = dict.fromkeys(("reconstruction", "kl_z", "kl_v"), 0.0)
-        batches = torch.randperm(len(train.images)).to(device).split(BATCH_SIZE)
-        for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
-            tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
-            x = data.colorize(train.images[index], train.colors[index])  # (B, 3, 28, 28)
-            terms = elbo_terms(model, x, tau, HARD)
-            loss = terms["reconstruction"] + BETA * (terms["kl_z"] + terms["kl_v"])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-            runs.check_finite(loss.item(), epoch, step, last_loss)
-            last_loss = loss.item()
-            sums = {name: sums[name] + term.item() for name, term in terms.items()}
-            step += 1
-
-        row = {f"train_{name}": value / len(train.images) for name, value in sums.items()}
-        test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
-        runs.check_finite(sum(test_terms.values()), epoch, step, last_loss)
-        row |= {f"test_{name}": value for name, value in test_terms.items()}
-        history.append(row | {"tau": tau, "seconds": time.perf_counter() - epoch_started})
-        runs.print_epoch(history, EPOCHS, floors)
-        runs.checkpoint(OUTPUT_DIR, constants, history, model=model, optimizer=optimizer)
-
-    # Scores. Labels are used from here on alone.
-    torch.set_float32_matmul_precision("highest")  # never rounded, whatever the machine
-    runs.give_memory_back()  # scores need larger blocks than training steps
-    model.eval()
-    train_codes, test_codes = metrics.codes_of(model, train), metrics.codes_of(model, test)
-    color_latents = metrics.color_latents(model.latents, train_codes, train)
-    demand, demand_pictures, demand_right = metrics.control_on_demand(model, train_codes, train)
-    results = {
-        **metrics.elbo(functools.partial(elbo_terms, model, tau=history[-1]["tau"]), test),
-        **metrics.reconstruction(model, test_codes, test),
-        **demand,
-        **metrics.control_by_swap(model, test_codes, color_latents, test),
-        "color_latents": color_latents,
-        **(metrics.wheel(test_codes, test) if LATENT_DIM > 1 else {}),
-        "latents": metrics.latent_usage(model, test_codes, test),  # warns of a dead one
-    }
-
-    # Figures. `base` is the code of the first test image: what a figure does not vary stays as it is there.
-    with torch.inference_mode():
-        name, base = "Joint VAE", test_codes[0]
-        plots.loss_curves(OUTPUT_DIR / "loss.png", history, floors)
-        plots.latent_usage(OUTPUT_DIR / "latent_usage.png", results["latents"], color_latents, name)
-        plots.reconstructions(OUTPUT_DIR / "reconstructions.png", *metrics.reconstructed(model, test), results, name)
-        plots.control_on_demand(OUTPUT_DIR / "control_on_demand.png", demand_pictures, demand_right, results, name)
-        swaps = metrics.swap_examples(model, test_codes, color_latents, test)
-        plots.control_by_swap(OUTPUT_DIR / "control_by_swap.png", *swaps, results, name)
-
-        # The plane: the two continuous numbers on a grid, z2 upwards.
-        n = 17
-        ticks = torch.linspace(-4, 4, n, device=device)
-        codes = base.repeat(n, n, 1)
-        codes[:, :, 0] = ticks
-        if LATENT_DIM > 1:
-            codes[:, :, 1] = ticks.flip(0)[:, None]
-        pictures = model.decode(codes.flatten(0, 1)).unflatten(0, (n, n))
-        plots.wheel(OUTPUT_DIR / "plane.png", pictures, ticks, test_codes, test.hues)
-
-        # The categories: all pairs of categories of two variables, the continuous numbers drawn anew for each cell.
-        variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]
-        pairs = list(itertools.combinations(variables, 2)) or [("v1", "v1")]
-        grids, shown = [], min(N_CATEGORIES, 20)
-        for down, across in pairs:
-            codes = category_grid(model, base, down, across)[: shown if down != across else 1, :shown].flatten(0, 1)
-            codes[:, :LATENT_DIM] = torch.randn(len(codes), LATENT_DIM, device=device) * Z_VARIANCE**0.5
-            grids.append(model.decode(codes).unflatten(0, (-1, shown)))
-        title = f"Joint VAE: pairs of variables, z drawn from N(0, {Z_VARIANCE:g}) for each cell"
-        plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
-
-        # The finding in one picture.
-        down, across = pairs[0]  # the same variable twice where there is only one: then one row
-        few = category_grid(model, base, down, across)[: 10 if down != across else 1, :10]
-        pictures = model.decode(few.flatten(0, 1)).unflatten(0, few.shape[:2])
-        answers = demand_pictures[:, ::2]  # every other hue
-        plots.finding(OUTPUT_DIR / "finding.png", test_codes, test.hues, pictures, (down, across), answers)
-
-        # Moving: ten digits, found as in control on demand, keep their categories while z goes once around.
-        red_digits = torch.tensor([(digit, 0.0) for digit in range(10)], device=device)
-        angles = torch.arange(0, 360, 10)
-        radius = test_codes[:, :LATENT_DIM].norm(dim=1).median()
-        codes = metrics.find_codes(train_codes, train, red_digits)[:, 0].repeat(len(angles), 1, 1)  # (36, 10, D + N·K)
-        codes[:, :, 0] = radius * angles.to(device).deg2rad().cos()[:, None]
-        if LATENT_DIM > 1:
-            codes[:, :, 1] = radius * angles.to(device).deg2rad().sin()[:, None]
-        frames = model.decode(codes.flatten(0, 1)).unflatten(0, (len(angles), 1, 10))
-        titles = [f"Joint VAE: z at {angle}° on a circle, the categories stay" for angle in angles]
-        plots.movie(
-            OUTPUT_DIR / "hue_circle.gif", frames, titles, [f"|z| = {radius:.1f}"], data.class_names(), "digit", fps=6
-        )
-
-    runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
-    runs.finish(OUTPUT_DIR, constants, seconds_before + time.perf_counter() - started, results, history)
-    return results
 
 
 if __name__ == "__main__":

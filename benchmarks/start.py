@@ -18,7 +18,7 @@ CODES = {
 import os, pathlib, sys
 import runs, vae_joint
 vae_joint.OUTPUT_DIR = pathlib.Path(sys.argv[1])
-runs.check_finite = lambda *args: os._exit(0)  # called at the end of each step
+runs.Run.check_finite = lambda *args: os._exit(0)  # called at the end of each step
 vae_joint.main()
 """,
 }

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 import data
-import metrics
+import judge
 import runs
 
 
@@ -25,11 +25,11 @@ class _EnoughError(Exception):
 def first_epoch(script: ModuleType, steps: int | None = None, images: int | None = None, **constants) -> list[float]:
     """Readings of the clock, in seconds, in the first epoch of script.main(): after each step, test pass, checkpoint.
 
-    Each of the training loops calls runs.check_finite once a step (the VAEs once more, for the test loss), and
-    runs.checkpoint once an epoch; the run is cut short there, or after `steps`. `images`: how many training images
-    there are, all by default; `constants`: others than the script's.
+    Each training loop calls Run.check_finite once a step (the VAEs once more, for the test loss), and Run.checkpoint
+    once an epoch. The run is cut short there, or after `steps`. `images`: how many training images there are, all by
+    default. `constants`: edits of the script's.
     """
-    stamps, check, save, load, folder = [], runs.check_finite, runs.checkpoint, data.load, script.OUTPUT_DIR
+    stamps, check, save, load, folder = [], runs.Run.check_finite, runs.Run.checkpoint, data.load, script.OUTPUT_DIR
     before = {name: getattr(script, name) for name in constants}
 
     def stamp(*args) -> None:
@@ -37,13 +37,13 @@ def first_epoch(script: ModuleType, steps: int | None = None, images: int | None
         if len(stamps) == steps:
             raise _EnoughError
 
-    def save_and_stop(*args, **parts) -> None:
-        save(*args, **parts)
+    def save_and_stop(*args) -> None:
+        save(*args)
         stamps.append(time.perf_counter())
         raise _EnoughError
 
-    metrics.judge(torch.device("cpu"))  # trained now, with all images, if it has to be
-    runs.check_finite, runs.checkpoint = stamp, save_and_stop
+    judge.load(torch.device("cpu"))  # trained now, with all images, if there is none
+    runs.Run.check_finite, runs.Run.checkpoint = stamp, save_and_stop
     data.load = lambda train: tuple(part[: images if train else None] for part in load(train))
     try:
         with (
@@ -56,7 +56,8 @@ def first_epoch(script: ModuleType, steps: int | None = None, images: int | None
             with contextlib.suppress(_EnoughError):
                 script.main()
     finally:
-        runs.check_finite, runs.checkpoint, data.load, script.OUTPUT_DIR = check, save, load, folder
+        runs.Run.check_finite, runs.Run.checkpoint = check, save
+        data.load, script.OUTPUT_DIR = load, folder
         for name, value in before.items():
             setattr(script, name, value)
     return stamps
@@ -69,7 +70,7 @@ def step_seconds(script: ModuleType, steps: int, **options) -> float:
 
 
 def apart(function: Callable, *args):
-    """What function(*args) returns, called in a new process: what ran before has no say in how memory is kept there."""
+    """What function(*args) returns in a new process, where what ran before cannot affect how memory is kept."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_workers_as_usual) as pool:
         return pool.submit(function, *args).result()
 

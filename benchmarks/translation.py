@@ -134,7 +134,7 @@ def run(name: str, edits: dict, seed: int) -> dict:
     folder = compare.OUTPUT_DIR / f"cyclegan_colors_{short}_SEED={seed}"
     if not edits and seed == cyclegan_colors.SEED:
         folder = cyclegan_colors.OUTPUT_DIR
-    return compare.run(cyclegan_colors, folder, edits | {"SEED": seed})
+    return compare.run(cyclegan_colors, folder, edits | {"SEED": seed}, data.DOMAINS)
 
 
 def main() -> None:
@@ -143,7 +143,7 @@ def main() -> None:
     for name, (edits, seeds) in ROWS.items():
         rows[name] = [run(name, edits, seed) for seed in seeds]
         print(f"\n{table(rows)}", flush=True)
-    with runs.whole_file(compare.OUTPUT_DIR / "translation.md") as temporary:
+    with runs.atomic_write(compare.OUTPUT_DIR / "translation.md") as temporary:
         temporary.write_text(table(rows), encoding="utf-8")
 
 

@@ -84,7 +84,7 @@ def script() -> float:
 
 
 def main() -> None:
-    versions = runs.versions(torch.device("cpu"), runs.constants(vars(cyclegan_colors)))
+    versions = runs.versions(torch.device("cpu"), runs.constants(vars(cyclegan_colors), data.DOMAINS))
     print(", ".join(f"{name} {value}" for name, value in versions.items()))
     print(timing.head("", ["script, ms", "usual way, ms", "times as long"]))
     functions = {key: functools.partial(timing.apart, way) for key, way in (("script", script), ("usual", usual_way))}

@@ -79,11 +79,11 @@ def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_p
 
 
 def test_steps_are_timed_from_outside_and_everything_is_put_back(few_images):
-    before = runs.check_finite, data.load, vae_continuous.OUTPUT_DIR, vae_continuous.BATCH_SIZE
+    before = runs.Run.check_finite, data.load, vae_continuous.OUTPUT_DIR, vae_continuous.BATCH_SIZE
     stamps = timing.first_epoch(vae_continuous, images=300, BATCH_SIZE=20)
     assert len(stamps) == 15 + 1 + 1 and stamps == sorted(stamps)  # steps, test pass, checkpoint
     assert 0 < timing.step_seconds(vae_continuous, 3, images=300, BATCH_SIZE=20) < 10
-    assert before == (runs.check_finite, data.load, vae_continuous.OUTPUT_DIR, vae_continuous.BATCH_SIZE)
+    assert before == (runs.Run.check_finite, data.load, vae_continuous.OUTPUT_DIR, vae_continuous.BATCH_SIZE)
 
 
 def test_apart_is_another_process_that_starts_workers_as_usual():

@@ -41,10 +41,9 @@ def test_networks():
 
 
 @pytest.mark.parametrize("he_weights", [True, False])
-def test_the_discriminators_first_weights_are_he_et_als_or_torchs(he_weights, monkeypatch):
-    monkeypatch.setattr(cyclegan_colors, "HE_WEIGHTS", he_weights)
+def test_the_discriminators_first_weights_are_he_et_als_or_torchs(he_weights):
     torch.manual_seed(0)
-    layers = [m for m in Discriminator() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in Discriminator(he_weights) if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in layers:
         inputs = layer.weight[0].numel()  # of a unit
         variance = 2 / inputs if he_weights else 1 / (3 * inputs)  # torch: uniform to ± inputs ** -0.5
@@ -73,7 +72,7 @@ def test_the_discriminators_loss_is_bce_plus_half_the_penalty_on_real_images():
 
 
 def test_the_defaults_are_the_homeworks_where_it_speaks():
-    constants = runs.constants(vars(cyclegan_colors))
+    constants = runs.constants(vars(cyclegan_colors), data.DOMAINS)
     assert (constants["BATCH_SIZE"], constants["LEARNING_RATE"]) == (120, 0.0003)
     assert constants["IMAGES_PER_EPOCH"] == 30_000 and constants["EPOCHS"] <= 20  # an epoch: one pass over a half
     assert constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5 and constants["CYCLE_WEIGHT"] == 2
@@ -160,16 +159,16 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch):
         assert translate(x).shape == x.shape and translate(x).min() >= 0 and translate(x).max() <= 1
     assert (tmp_path / "whole" / "generators.pt").stat().st_size < 150_000
 
-    save = runs.checkpoint
+    save = runs.Run.checkpoint
 
-    def save_and_die(*args, **parts):
-        save(*args, **parts)
+    def save_and_die(*args):
+        save(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "checkpoint", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(runs.Run, "checkpoint", save_and_die)
+    with pytest.raises(SystemExit, match="130"):
         run(tmp_path / "cut", monkeypatch)
-    monkeypatch.setattr(runs, "checkpoint", save)
+    monkeypatch.setattr(runs.Run, "checkpoint", save)
     assert run(tmp_path / "cut", monkeypatch) == whole
     first, second = (torch.load(tmp_path / name / "generators.pt", weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(first[g][name], second[g][name]) for g in first for name in first[g])

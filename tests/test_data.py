@@ -2,6 +2,9 @@ import colorsys
 import gzip
 import hashlib
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,9 +37,7 @@ def test_load():
 def test_load_extracts_once(copied):
     data.load(train=False)
     times = {path: path.stat().st_mtime_ns for path in copied.glob("*-ubyte")}
-    assert {path.name for path in times} == set(data.MD5["MNIST"])
-    for path in times:
-        assert hashlib.md5(path.read_bytes()).hexdigest() == data.MD5["MNIST"][path.name]
+    assert {hashlib.md5(path.read_bytes()).hexdigest() for path in times} == set(data.MD5["MNIST"])
     data.load(train=True)
     assert {path: path.stat().st_mtime_ns for path in copied.glob("*-ubyte")} == times
 
@@ -63,7 +64,7 @@ def test_a_damaged_file_is_named(copied, damage, packed):
     with pytest.raises(SystemExit, match=f"{path} is damaged"):
         data.load(train=False)
     assert path.read_bytes() == before
-    assert not list(copied.glob("*.tmp*"))
+    assert not list(copied.glob("*.tmp*")) and not list(data.DATA_DIR.glob(".tmp*"))
 
 
 def test_swapped_files_are_refused(copied):
@@ -71,8 +72,36 @@ def test_swapped_files_are_refused(copied):
     content = a.read_bytes()
     a.write_bytes(b.read_bytes())
     b.write_bytes(content)
-    with pytest.raises(SystemExit, match="is damaged or not MNIST's"):
+    with pytest.raises(SystemExit, match="is damaged or not the original file of MNIST"):
         data.load(train=True)
+
+
+def test_mnist_in_the_folder_of_another_dataset_is_refused(copied, monkeypatch):
+    data.load(train=True)  # extracts
+    for name in ("FashionMNIST", "KMNIST"):
+        monkeypatch.setattr(data, "DATASET", name)
+        shutil.copytree(copied, data.DATA_DIR / name / "raw")
+        with pytest.raises(SystemExit, match=f"train-images-idx3-ubyte is damaged or not the file of {name}"):
+            data.load(train=True)
+        (data.DATA_DIR / name / "raw" / "train-images-idx3-ubyte").unlink()
+        with pytest.raises(SystemExit, match=f"gz is damaged or not the original file of {name}"):
+            data.load(train=True)
+
+
+def test_a_kill_while_files_are_extracted_leaves_no_half_file(copied):
+    code = f"""
+import os, pathlib, data, torchvision
+data.DATA_DIR = pathlib.Path({str(data.DATA_DIR)!r})
+extract = torchvision.datasets.utils._decompress
+def die(source, target, **options):
+    pathlib.Path(target).write_bytes(b"half")
+    os._exit(9)
+torchvision.datasets.utils._decompress = die
+data.load(train=True)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(data.__file__).parent).returncode == 9
+    assert not list(copied.glob("*-ubyte"))
+    assert data.load(train=False)[0].shape == (10_000, 28, 28)
 
 
 def test_missing_files_without_a_network(tmp_path, monkeypatch):
@@ -91,13 +120,36 @@ def test_an_unknown_dataset_is_refused(monkeypatch):
         data.load(train=True)
 
 
-def test_hsv_against_the_standard_library():
+def test_hue_against_the_standard_library():
     hsv = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rgb = data.hsv_to_rgb(hsv * torch.tensor([360, 1, 1]))
-    expected = torch.tensor([colorsys.hsv_to_rgb(*row) for row in hsv.tolist()], dtype=torch.float64)
-    assert torch.allclose(rgb, expected)
+    rgb = torch.tensor([colorsys.hsv_to_rgb(*row) for row in hsv.tolist()], dtype=torch.float64)
     assert torch.allclose(data.rgb_to_hue(rgb), hsv[:, 0] * 360)
     assert data.rgb_to_hue(torch.tensor([[0.0, 0, 0], [0.3, 0.3, 0.3]])).isnan().all()
+
+
+def test_the_parts_of_a_set_belong_together(test_set):
+    part = test_set[20:50]
+    assert len(test_set) == 10_000 and len(part) == 30 and torch.equal(part.digits, test_set.digits[20:50])
+    index = torch.tensor([3, 0])
+    assert torch.equal(part.colored(index), data.colorize(test_set.images[[23, 20]], test_set.colors[[23, 20]]))
+    assert torch.equal(part.hues, test_set.hues[20:50])
+
+
+def test_deform():
+    x = torch.zeros(200, 1, 28, 28)
+    x[:, :, 10:18, 10:18] = 1
+    assert torch.allclose(data.deform(x, 0, 0, 0), x, atol=1e-5)
+    torch.manual_seed(0)
+    ink = data.deform(x, 3, 0, 0)
+    rows = torch.arange(28.0)
+    centers = (ink * rows).sum((1, 2, 3)) / ink.sum((1, 2, 3)) - 13.5  # along x
+    assert centers.abs().max() < 3.01 and centers.max() > 2.8 and centers.min() < -2.8
+    size = data.deform(x, 0, 0, 0.1).sum((1, 2, 3)) / 64  # grows as the scale squared
+    assert 0.82 < size.min() < 0.86 and 1.18 < size.max() < 1.24
+    turned, slanted = data.deform(x, 0, 45, 0), data.deform(x, 0, 0, 0, 0.5)
+    assert (turned.amax((1, 3)) > 0.1).sum(1).max() > 9  # higher than the square
+    assert torch.equal((slanted.amax((1, 3)) > 0.1).sum(1), torch.full((200,), 8))  # wider, not higher
+    assert (slanted.amax((1, 2)) > 0.1).sum(1).max() > 9
 
 
 def test_a_color_depends_on_seed_and_index_alone():

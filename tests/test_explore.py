@@ -97,5 +97,5 @@ def test_without_weights_it_says_what_to_run(tmp_path, monkeypatch):
 
 def test_the_shown_codes_are_the_test_images(explorer):
     offsets = torch.as_tensor(explorer.plane.collections[0].get_offsets())
-    few = data.ColoredSet(*(part[: explore.N_SHOWN] for part in explorer.test))
+    few = explorer.test[: explore.N_SHOWN]
     assert torch.allclose(offsets.float(), metrics.codes_of(explorer.model, few)[:, :2])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import data
-import metrics
+import judge
 import runs
 import vae_joint
 
@@ -19,7 +19,7 @@ ROOT = Path(runs.__file__).parent
 SETTINGS = """
     import sys
     from pathlib import Path
-    import data, metrics, {script} as script
+    import data, judge, {script} as script
     load = data.load
     data.load = lambda train: tuple(part[: 400 if train else 300] for part in load(train))
     script.OUTPUT_DIR, script.DEVICE, script.EPOCHS = Path(sys.argv[1]), "cpu", 2
@@ -85,7 +85,7 @@ def test_damaged_data_are_refused_before_training(script, damage, tmp_path):
     damage(files)
     before = [file.read_bytes() for file in files]
     ended = run_script(script, tmp_path / "out", f"data.DATA_DIR = Path({str(tmp_path / 'data')!r})")
-    refused(ended, f"{files[0]} is damaged or not MNIST's")
+    refused(ended, f"{files[0]} is damaged or not the original file of MNIST")
     assert [file.read_bytes() for file in files] == before
 
 
@@ -103,7 +103,7 @@ def test_folders_without_permission(tmp_path, monkeypatch):
         with pytest.raises(SystemExit, match="cannot be read or written: Permission denied"):
             data.load(train=True)
         with pytest.raises(SystemExit, match="out cannot be written: Permission denied"):
-            runs.begin(tmp_path / "out", {})
+            runs.start(tmp_path / "out", {})
     finally:
         os.seteuid(user)
         for folder in (tmp_path / "data" / "MNIST" / "raw", tmp_path / "out"):
@@ -130,7 +130,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(script, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
 @pytest.mark.parametrize(
     ("script", "name"),
-    [("vae_joint", "plane.png"), ("vae_joint", "metrics.json"), ("cyclegan_colors", "training.gif")],
+    [("vae_joint", "color_wheel.png"), ("vae_joint", "metrics.json"), ("cyclegan_colors", "training.gif")],
 )
 def test_a_full_disk_while_a_result_is_written(script, name, tmp_path):
     """From the moment this file is begun the system refuses files above 100 bytes: the old one stays whole."""
@@ -138,14 +138,14 @@ def test_a_full_disk_while_a_result_is_written(script, name, tmp_path):
     limit = f"""
         import contextlib, resource, runs, signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        whole_file = runs.whole_file
+        atomic_write = runs.atomic_write
         @contextlib.contextmanager
         def until_full(path):
-            with whole_file(path) as temporary:
+            with atomic_write(path) as temporary:
                 if path.name == {name!r}:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
                 yield temporary
-        runs.whole_file = until_full
+        runs.atomic_write = until_full
     """
     ended = run_script(script, tmp_path, limit)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
@@ -156,26 +156,25 @@ def test_a_full_disk_while_a_result_is_written(script, name, tmp_path):
 def test_a_truncated_judge_is_refused_before_training(tmp_path):
     path = tmp_path / "judge" / "MNIST" / "judge.pt"
     path.parent.mkdir(parents=True)
-    path.write_bytes((metrics.OUTPUT_DIR / "MNIST" / "judge.pt").read_bytes()[:-1000])
+    path.write_bytes((judge.OUTPUT_DIR / "MNIST" / "judge.pt").read_bytes()[:-1000])
     before = path.read_bytes()
-    ended = run_script("vae_joint", tmp_path / "out", f"metrics.OUTPUT_DIR = Path({str(tmp_path / 'judge')!r})")
+    ended = run_script("vae_joint", tmp_path / "out", f"judge.OUTPUT_DIR = Path({str(tmp_path / 'judge')!r})")
     refused(ended, "judge.pt is damaged or was not written by this project: delete it and run again.")
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("weights", [{"weight": torch.zeros(2, 2)}, [1, 2]])
 def test_weights_of_another_network_are_not_taken_for_a_judge(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(judge, "OUTPUT_DIR", tmp_path)
     runs.save_torch(tmp_path / "MNIST" / "judge.pt", weights)
-    with pytest.raises(SystemExit, match=r"judge\.pt is not a judge's weights"):
-        metrics.judge(torch.device("cpu"))
+    with pytest.raises(SystemExit, match=r"judge\.pt does not hold the weights of a judge"):
+        judge.load(torch.device("cpu"))
 
 
 def test_a_checkpoint_of_another_script_is_refused(tmp_path):
-    constants = runs.constants(vars(vae_joint)) | {"EPOCHS": 2, "DEVICE": "cpu"}
-    runs.checkpoint(
-        tmp_path, constants, [{"seconds": 1.0}], model=torch.nn.Linear(2, 2), optimizer=torch.nn.Linear(2, 2)
-    )
+    with runs.start(tmp_path, vars(vae_joint) | {"EPOCHS": 2, "DEVICE": "cpu"}) as run:
+        run.resume(model=torch.nn.Linear(2, 2), optimizer=torch.nn.Linear(2, 2))
+        run.checkpoint([{"epoch": 1, "seconds": 1.0}])
     before = (tmp_path / "checkpoint.pt").read_bytes()
     refused(run_script("vae_joint", tmp_path), "checkpoint.pt is not a checkpoint of this script: delete it and run")
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
@@ -184,12 +183,12 @@ def test_a_checkpoint_of_another_script_is_refused(tmp_path):
 def test_ctrl_c_says_what_is_saved(tmp_path):
     interrupt = """
         import runs
-        save = runs.checkpoint
-        def save_and_stop(*args, **parts):
-            save(*args, **parts)
+        save = runs.Run.checkpoint
+        def save_and_stop(*args):
+            save(*args)
             raise KeyboardInterrupt
-        runs.checkpoint = save_and_stop
+        runs.Run.checkpoint = save_and_stop
     """
     ended = run_script("cyclegan_colors", tmp_path, interrupt)
-    assert ended.returncode != 0 and ended.stderr == "\nStopped: the last whole epoch is saved, run again to go on.\n"
+    assert ended.returncode == 130 and ended.stderr == "\nStopped: the last whole epoch is saved, run again to go on.\n"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", ".lock"}

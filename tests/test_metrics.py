@@ -1,11 +1,13 @@
 import json
 import math
 
+import matplotlib.colors
 import pytest
 import torch
 from torch import nn
 
 import data
+import judge
 import metrics
 
 CPU = torch.device("cpu")
@@ -30,7 +32,7 @@ def test_the_judge_reads_test_digits_in_grey_and_in_color(test_set, grey, colore
         "judge_colored": (metrics.digit_of(colored) == test_set.digits).float().mean().item(),
     }
     assert shares["judge_grey"] >= 0.993 and shares["judge_colored"] >= 0.992
-    assert json.loads((metrics.OUTPUT_DIR / "MNIST" / "metrics.json").read_text())["results"] == pytest.approx(
+    assert json.loads((judge.OUTPUT_DIR / "MNIST" / "metrics.json").read_text())["results"] == pytest.approx(
         shares, abs=3e-4
     )
 
@@ -38,20 +40,21 @@ def test_the_judge_reads_test_digits_in_grey_and_in_color(test_set, grey, colore
 def test_the_judge_does_not_see_color_or_brightness(grey):
     x = grey[:200]
     tinted = x * torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1)
-    judge = metrics.judge(CPU)
-    assert torch.allclose(judge(x), judge(tinted), atol=1e-3)
+    read = judge.load(CPU)
+    with torch.inference_mode():
+        assert torch.allclose(read(x), read(tinted), atol=1e-3)
 
 
 def test_the_judges_weights_are_small_and_data_alone():
-    path = metrics.OUTPUT_DIR / "MNIST" / "judge.pt"
+    path = judge.OUTPUT_DIR / "MNIST" / "judge.pt"
     assert path.stat().st_size < 1_000_000
     torch.load(path, weights_only=True)
 
 
 def test_the_judge_is_trained_on_few_images(few_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "OUTPUT_DIR", tmp_path)
-    monkeypatch.setattr(metrics, "EPOCHS", 1)
-    assert metrics.judge(CPU)(torch.zeros(2, 3, 28, 28)).shape == (2, 10)  # trains, since there is none
+    monkeypatch.setattr(judge, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(judge, "EPOCHS", 1)
+    assert judge.load(CPU)(torch.zeros(2, 3, 28, 28)).shape == (2, 10)  # trains, since there is none
     assert 0 < json.loads((tmp_path / "MNIST" / "metrics.json").read_text())["results"]["judge_grey"] < 1
 
 
@@ -89,23 +92,23 @@ def test_mutual_information_against_closed_forms():
     assert metrics.mutual_information(sent, received) == pytest.approx(math.log(2) - entropy)
 
 
-def test_symbols():
+def test_discretize():
     values = torch.tensor([[3.0], [-1.0], [10.0], [0.5]])
-    assert metrics.symbols(values).tolist() == [10, 0, 15, 5]  # quarters of 20 bins
-    assert metrics.symbols(torch.eye(3)[[2, 0, 1]]).tolist() == [2, 0, 1]
+    assert metrics.discretize(values).tolist() == [10, 0, 15, 5]  # quarters of 20 bins
+    assert metrics.discretize(torch.eye(3)[[2, 0, 1]]).tolist() == [2, 0, 1]
 
 
 def test_pixel_entropy_is_the_loss_of_a_perfect_reconstruction(test_set):
     x = data.colorize(test_set.images[:500], test_set.colors[:500]).double()
     perfect = nn.functional.binary_cross_entropy(x, x, reduction="sum").item() / 500
-    assert metrics.pixel_entropy(data.ColoredSet(*(t[:500] for t in test_set))) == pytest.approx(perfect, rel=1e-5)
+    assert metrics.pixel_entropy(test_set[:500]) == pytest.approx(perfect, rel=1e-5)
 
 
 def test_mean_terms_do_not_depend_on_batches(test_set):
-    few = data.ColoredSet(*(t[:700] for t in test_set))
+    few = test_set[:700]
     terms = metrics.mean_terms(lambda x: {"ink": x.sum(), "images": torch.tensor(float(len(x)))}, few)
     assert terms["images"] == 1
-    assert terms["ink"] == pytest.approx(data.colorize(few.images, few.colors).sum().item() / 700, rel=1e-5)
+    assert terms["ink"] == pytest.approx(few.colored(slice(None)).sum().item() / 700, rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- control
@@ -131,8 +134,9 @@ class Perfect(nn.Module):
         return torch.cat([images.hues[:, None] / 360, useless, nn.functional.one_hot(images.digits, 10)], 1)
 
     def decode(self, code):
-        hsv = torch.stack([code[:, 0] * 360, torch.ones(len(code)), torch.ones(len(code))], 1)
-        return self.prototypes[code[:, 3:].argmax(1)] * data.hsv_to_rgb(hsv)[:, :, None, None]
+        hsv = torch.stack([code[:, 0], torch.ones(len(code)), torch.ones(len(code))], 1)
+        rgb = torch.from_numpy(matplotlib.colors.hsv_to_rgb(hsv.numpy()))
+        return self.prototypes[code[:, 3:].argmax(1)] * rgb[:, :, None, None]
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +155,8 @@ def test_perfect_codes_score_one_and_shuffled_ones_chance(test_set, perfect):
     assert scores["reconstruction_both"] == pytest.approx(0.1 * 30 / 360, abs=0.005)
 
 
-def test_requests():
-    wanted = metrics.requests()
+def test_demand_requests():
+    wanted = metrics.demand_requests()
     assert wanted.shape == (240, 2) and len(wanted.unique(dim=0)) == 240
     assert wanted[25].tolist() == [1, 15] and wanted[:, 1].max() == 345
 
@@ -169,7 +173,7 @@ def test_control_on_demand(test_set, perfect):
 
 
 def test_found_codes_are_different_training_codes_of_the_request(test_set, perfect):
-    few = data.ColoredSet(*(t[:2000] for t in test_set))
+    few = test_set[:2000]
     codes = perfect.codes(few)
     found = metrics.find_codes(codes, few, torch.tensor([[3.0, 120.0], [8.0, 0.0]]))
     assert found.shape == (2, 5, 13)
@@ -185,9 +189,9 @@ def test_found_codes_are_different_training_codes_of_the_request(test_set, perfe
 
 def test_color_latents_and_swap(test_set, perfect):
     codes = perfect.codes(test_set)
-    told = metrics.information(perfect.latents, codes, test_set)
-    assert told["z1"]["mi_hue"] > 2 and told["z1"]["mi_digit"] < 0.02
-    assert told["v2"]["mi_digit"] > 2.2 and told["v2"]["mi_hue"] < 0.02
+    information = metrics.latent_information(perfect.latents, codes, test_set)
+    assert information["z1"]["mi_hue"] > 2 and information["z1"]["mi_digit"] < 0.02
+    assert information["v2"]["mi_digit"] > 2.2 and information["v2"]["mi_hue"] < 0.02
     names = metrics.color_latents(perfect.latents, codes, test_set)
     assert "z1" in names and "v2" not in names
     scores = metrics.control_by_swap(perfect, codes, ["z1"], test_set)
@@ -198,7 +202,7 @@ def test_color_latents_and_swap(test_set, perfect):
 
 
 def test_a_swap_of_identical_images_scores_as_their_reconstruction(test_set, perfect):
-    same = data.ColoredSet(*(t[:1].expand(200, *t.shape[1:]) for t in test_set))
+    same = test_set[torch.zeros(200, dtype=torch.long)]
     for codes in (perfect.codes(same), perfect.codes(same).roll(1, 1)):
         swap = metrics.control_by_swap(perfect, codes, ["z1"], same)
         kept = metrics.reconstruction(perfect, codes, same)
@@ -217,15 +221,15 @@ def test_swap_examples(test_set, perfect):
 def test_the_wheel_is_measured(test_set):
     ink, angle = test_set.images.float().mean((1, 2)), torch.deg2rad(test_set.hues)
     codes = torch.stack([ink * angle.cos(), ink * angle.sin()], 1)
-    found = metrics.wheel(codes, test_set)
+    found = metrics.color_wheel_scores(codes, test_set)
     assert found["radius_ink_correlation"] == pytest.approx(1, abs=1e-4)
     assert found["angle_mi_hue"] > 2.2 and found["angle_mi_digit"] < 0.02
-    found = metrics.wheel(torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0)), test_set)
+    found = metrics.color_wheel_scores(torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0)), test_set)
     assert abs(found["radius_ink_correlation"]) < 0.05 and found["angle_mi_hue"] < 0.03
 
 
 def test_a_dead_latent_is_named(test_set, perfect, capsys):
-    few = data.ColoredSet(*(t[:1000] for t in test_set))
+    few = test_set[:1000]
     perfect.kl = lambda x: torch.tensor([2.0, 0.001, 1.0]).expand(len(x), 3)
     usage = metrics.latent_usage(perfect, perfect.codes(few), few)
     assert usage["z1"]["kl"] == 2 and "categories_used" not in usage["z1"]

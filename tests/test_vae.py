@@ -24,7 +24,7 @@ SCRIPTS = pytest.mark.parametrize("script", MODELS, ids=lambda script: script.__
 
 @pytest.fixture
 def images(test_set):
-    return data.colorize(test_set.images[:60], test_set.colors[:60])
+    return test_set.colored(slice(60))
 
 
 def terms_of(script, model, x, **options):
@@ -225,7 +225,7 @@ def test_main(script, few_images, tmp_path, monkeypatch, capsys):
     own = {
         vae_continuous: {"plane", "latent_map", "neighborhoods"},
         vae_discrete: {"categories"},
-        vae_joint: {"plane", "categories", "finding"},
+        vae_joint: {"color_wheel", "categories", "finding"},
     }
     assert {path.stem for path in (tmp_path / "a").glob("*.png")} == common | own[script]
     moving = {vae_continuous: "circles.gif", vae_discrete: "steps.gif", vae_joint: "hue_circle.gif"}[script]
@@ -255,18 +255,18 @@ def test_main(script, few_images, tmp_path, monkeypatch, capsys):
 @SCRIPTS
 def test_resumed_equals_uninterrupted(script, few_images, tmp_path, monkeypatch, capsys):
     whole = run(script, tmp_path / "whole", monkeypatch, EPOCHS=3)
-    save = runs.checkpoint
+    save = runs.Run.checkpoint
 
-    def save_and_die(output_dir, constants, history, **parts):
-        save(output_dir, constants, history, **parts)
+    def save_and_die(self, history):
+        save(self, history)
         if len(history) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "checkpoint", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(runs.Run, "checkpoint", save_and_die)
+    with pytest.raises(SystemExit, match="130"):
         run(script, tmp_path / "cut", monkeypatch)
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    monkeypatch.setattr(runs, "checkpoint", save)
+    monkeypatch.setattr(runs.Run, "checkpoint", save)
     capsys.readouterr()
     assert run(script, tmp_path / "cut", monkeypatch) == whole
     assert "Going on after epoch 2" in capsys.readouterr().out
@@ -274,7 +274,7 @@ def test_resumed_equals_uninterrupted(script, few_images, tmp_path, monkeypatch,
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_the_discrete_model_starts_at_the_mean_image_if_it_is_told_to(few_images, tmp_path, monkeypatch):
+def test_the_discrete_model_starts_at_the_mean_image_with_START_AT_MEAN(few_images, tmp_path, monkeypatch):
     losses = []
     for switch in (True, False):
         run(vae_discrete, tmp_path / str(switch), monkeypatch, EPOCHS=1, BATCH_SIZE=200, START_AT_MEAN=switch)
