@@ -95,10 +95,8 @@ def _extract(dataset: type, raw: Path) -> None:
     """
     for archive, md5 in dataset.resources:
         if (raw / archive).exists() and not check_integrity(raw / archive, md5):
-            raise SystemExit(
-                f"{raw / archive} is damaged or not the original file of {DATASET}: put that back, delete the file to "
-                "have it downloaded, or extract the four files yourself."
-            )
+            advice = "put that back, delete the file to have it downloaded, or extract the four files yourself"
+            raise SystemExit(f"{raw / archive} is damaged or not the original file of {DATASET}: {advice}.")
         if not (raw / archive).exists():
             print(f"{archive} is not in {raw}: downloading {DATASET}.")
     Path(DATA_DIR).mkdir(parents=True, exist_ok=True)
@@ -110,10 +108,8 @@ def _extract(dataset: type, raw: Path) -> None:
         try:
             dataset(temporary, download=True)
         except (RuntimeError, URLError) as error:
-            raise SystemExit(
-                f"{DATASET} is not in {raw} and could not be downloaded ({str(error).splitlines()[0]}): put its four "
-                ".gz files there."
-            ) from None
+            why = f"could not be downloaded ({str(error).splitlines()[0]})"
+            raise SystemExit(f"{DATASET} is not in {raw} and {why}: put its four .gz files there.") from None
         raw.mkdir(parents=True, exist_ok=True)
         for file in scratch.iterdir():
             if not (raw / file.name).exists():
@@ -125,10 +121,8 @@ def _check(file: Path, i: int) -> None:
     md5 = calculate_md5(file)
     foreign = any(md5 in sums for name, sums in MD5.items() if name != DATASET)
     if foreign or md5 != MD5.get(DATASET, {i: md5})[i]:
-        raise SystemExit(
-            f"{file} is damaged or not the file of {DATASET}: delete it, and it is extracted again from the .gz file "
-            "beside it, or downloaded."
-        )
+        advice = "delete it, and it is extracted again from the .gz file beside it, or downloaded"
+        raise SystemExit(f"{file} is damaged or not the file of {DATASET}: {advice}.")
 
 
 def class_names() -> list[str]:
@@ -179,11 +173,8 @@ def rgb_to_hue(rgb: Tensor) -> Tensor:
     """
     high, low = rgb.amax(-1), rgb.amin(-1)
     r, g, b = rgb.unbind(-1)
-    sector = torch.where(
-        r == high,
-        (g - b) / (high - low),
-        torch.where(g == high, 2 + (b - r) / (high - low), 4 + (r - g) / (high - low)),
-    )
+    not_red = torch.where(g == high, 2 + (b - r) / (high - low), 4 + (r - g) / (high - low))
+    sector = torch.where(r == high, (g - b) / (high - low), not_red)
     return (60 * sector) % 360
 
 
@@ -208,9 +199,8 @@ def palette(name: str, css_names: tuple[str, ...]) -> Tensor:
     colors = torch.tensor([matplotlib.colors.to_rgb(css_name) for css_name in css_names])
     darkest = int(colors.amax(1).argmin())
     if colors[darkest].max() < 0.1:
-        raise SystemExit(
-            f"{name} in data.py has {css_names[darkest]!r}, which cannot be seen on black: take a lighter one."
-        )
+        unseen = f"{css_names[darkest]!r}, which cannot be seen on black"
+        raise SystemExit(f"{name} in data.py has {unseen}: take a lighter one.")
     distances = torch.cdist(colors, colors) + 9 * torch.eye(10)
     i, j = divmod(int(distances.argmin()), 10)
     if distances.min() == 0:

@@ -35,24 +35,14 @@ class Judge(nn.Sequential):
 
     def __init__(self):
         def block(channels_in: int, channels_out: int) -> list[nn.Module]:
-            return [
-                nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels_out),
-                nn.ReLU(),
-            ]
+            convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+            return [convolution, nn.BatchNorm2d(channels_out), nn.ReLU()]
 
         super().__init__(
-            *block(1, 16),
-            nn.MaxPool2d(2),  # 14 × 14
-            *block(16, 32),
-            *block(32, 32),
-            nn.MaxPool2d(2),  # 7 × 7
-            *block(32, 64),
-            *block(64, 64),
-            nn.MaxPool2d(2),  # 3 × 3
-            nn.Flatten(),
-            nn.Dropout(0.3),
-            nn.Linear(64 * 3 * 3, 10),
+            *(*block(1, 16), nn.MaxPool2d(2)),  # 14 × 14
+            *(*block(16, 32), *block(32, 32), nn.MaxPool2d(2)),  # 7 × 7
+            *(*block(32, 64), *block(64, 64), nn.MaxPool2d(2)),  # 3 × 3
+            *(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 3 * 3, 10)),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -147,17 +147,14 @@ def discretize(latent: Tensor) -> Tensor:
     return ranks * N_VALUE_BINS // len(ranks)
 
 
-def latent_information(
-    latents: dict[str, slice], codes: Tensor, images: data.ColoredSet
-) -> dict[str, dict[str, float]]:
-    """The mutual information of each latent with the digit and with the hue (N_HUE_BINS bins), in nats."""
+def latent_information(latents: dict[str, slice], codes: Tensor, images: data.ColoredSet) -> dict[str, dict]:
+    """mi_digit and mi_hue of each latent: mutual information with digit and hue (N_HUE_BINS bins), in nats."""
     hue_bins = (images.hues.nan_to_num() * N_HUE_BINS / 360).long().clamp(max=N_HUE_BINS - 1)
+    values = {name: discretize(codes[:, columns]) for name, columns in latents.items()}
+    factors = {"mi_digit": images.digits, "mi_hue": hue_bins}
     return {
-        name: {
-            "mi_digit": mutual_information(discretize(codes[:, columns]), images.digits),
-            "mi_hue": mutual_information(discretize(codes[:, columns]), hue_bins),
-        }
-        for name, columns in latents.items()
+        name: {key: mutual_information(value, factor) for key, factor in factors.items()}
+        for name, value in values.items()
     }
 
 
@@ -248,12 +245,8 @@ def control_on_demand(model: nn.Module, codes: Tensor, train: data.ColoredSet) -
     pictures = _in_batches(model.decode, found.flatten(0, 1))
     digits, hues = wanted.repeat_interleave(CODES_PER_REQUEST, 0).unbind(1)
     digit, hue = _right(pictures, digits, hues)
-    first = slice(0, None, CODES_PER_REQUEST)
-    return (
-        _shares("demand", digit, hue),
-        pictures[first].unflatten(0, (10, N_HUES)),
-        (digit & hue)[first].view(10, N_HUES),
-    )
+    first = (part[::CODES_PER_REQUEST].unflatten(0, (10, N_HUES)) for part in (pictures, digit & hue))
+    return _shares("demand", digit, hue), *first
 
 
 def color_latents(latents: dict[str, slice], codes: Tensor, train: data.ColoredSet) -> list[str]:
@@ -280,9 +273,7 @@ def control_by_swap(model: nn.Module, codes: Tensor, names: list[str], test: dat
     return _shares("swap", *_right(pictures, test.digits, test.hues[partner]))
 
 
-def swap_examples(
-    model: nn.Module, codes: Tensor, names: list[str], test: data.ColoredSet
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def swap_examples(model: nn.Module, codes: Tensor, names: list[str], test: data.ColoredSet) -> tuple[Tensor, ...]:
     """The first test image of each digit in the hues of the first 8 test images.
 
     Returns the ten images that provide the digit, (10, 3, 28, 28), the eight that provide the hue, (8, ...), the
@@ -293,12 +284,8 @@ def swap_examples(
     down, across = for_hue.repeat_interleave(10), for_digit.repeat(8)
     pictures = model.decode(swapped(model.latents, names, codes[across], codes[down]))
     digit, hue = _right(pictures, test.digits[across], test.hues[down])
-    return (
-        test.colored(for_digit),
-        test.colored(for_hue),
-        pictures.unflatten(0, (8, 10)),
-        (digit & hue).view(8, 10),
-    )
+    swaps = (part.unflatten(0, (8, 10)) for part in (pictures, digit & hue))
+    return test.colored(for_digit), test.colored(for_hue), *swaps
 
 
 class Evaluation(NamedTuple):
@@ -313,12 +300,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    terms_of: Callable[[Tensor, bool], dict[str, Tensor]],
-    train: data.ColoredSet,
-    test: data.ColoredSet,
-) -> Evaluation:
+def evaluate(model: nn.Module, terms_of: Callable, train: data.ColoredSet, test: data.ColoredSet) -> Evaluation:
     """All scores that the VAEs have in common. `terms_of(x, hard)` as in `elbo`.
 
     Matrix products are exact from here on, whatever the training's. Puts the model into eval mode.
@@ -394,9 +376,7 @@ def color_map(outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> 
     return torch.stack([torch.bincount(nearest[digits == d], minlength=10) / (digits == d).sum() for d in range(10)])
 
 
-def evaluate_translation(
-    directions: dict[str, Direction], grey: Tensor, digits: Tensor
-) -> tuple[dict, dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
+def evaluate_translation(directions: dict[str, Direction], grey: Tensor, digits: Tensor) -> tuple[dict, dict, dict]:
     """Scores both directions on test images `grey` (n, 28, 28) by digit (n,), beside identity and oracle.
 
     Returns the results; for each direction examples, the first four images of each digit: originals, translations,
@@ -408,9 +388,7 @@ def evaluate_translation(
     for name, direction in directions.items():
         x = direction.outputs(grey, digits)
         scores, right = translation_scores(name, x, grey, digits, direction.target)
-        results |= scores
-        maps[name] = color_map(x, grey, digits, direction.target)
-        pictures = [x[shown]]
+        results, maps[name], pictures = results | scores, color_map(x, grey, digits, direction.target), [x[shown]]
         for kind, colors in (("identity", direction.source), ("oracle", direction.target)):
             x = data.colorize(grey, colors[digits])  # 94 MB, in place of the images before
             results |= translation_scores(f"{kind}_{name}", x, grey, digits, direction.target)[0]

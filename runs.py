@@ -35,52 +35,41 @@ def _whole(low: int, below: float = math.inf):
     return lambda v: type(v) is int and low <= v < below, f"a whole number, {low} or more"
 
 
-def _number(low: float, included: bool = False):
-    sentence = f"a number of {low} or more" if included else f"a number above {low}"
+def _number(accepts, sentence: str):
+    return lambda v: type(v) in (int, float) and math.isfinite(v) and accepts(v), f"a number {sentence}"
+
+
+def _choice(*values):
     return (
-        lambda v: type(v) in (int, float) and math.isfinite(v) and (v > low or (included and v == low)),
-        sentence,
+        lambda v: type(v) is type(values[0]) and v in values,
+        f"{', '.join(map(repr, values[:-1]))} or {values[-1]!r}",
     )
 
 
-def _request(digit, hue) -> bool:
+def _request(request) -> bool:
+    digit, hue = request if type(request) is tuple and len(request) == 2 else (None, None)
     return digit in range(10) and type(hue) in (int, float) and 0 <= hue < 360
 
-
-_SWITCH = (lambda v: type(v) is bool, "True or False")
 
 # The constants that scripts share by name: what is accepted, and how to say so.
 RULES = {
     "SEED": _whole(0, below=2**63),
-    "EPOCHS": _whole(1),
-    "BATCH_SIZE": _whole(1),
-    "LEARNING_RATE": _number(0),
-    "LATENT_DIM": _whole(1),
-    "N_VARIABLES": _whole(1),
     "N_CATEGORIES": _whole(2),
-    "TAU_START": _number(0),
-    "TAU_DECAY": _number(0, included=True),
-    "TAU_MIN": _number(0),
-    "HARD": _SWITCH,
-    "BETA": _number(0, included=True),
-    "Z_VARIANCE": _number(0),
-    "STEP": _number(0),
+    **dict.fromkeys(("EPOCHS", "BATCH_SIZE", "IMAGES_PER_EPOCH", "R1_EVERY", "LATENT_DIM", "N_VARIABLES"), _whole(1)),
+    **dict.fromkeys(
+        ("LEARNING_RATE", "TAU_START", "TAU_MIN", "Z_VARIANCE", "STEP"), _number(lambda v: v > 0, "above 0")
+    ),
+    **dict.fromkeys(("TAU_DECAY", "BETA", "R1_WEIGHT", "CYCLE_WEIGHT"), _number(lambda v: v >= 0, "of 0 or more")),
+    "BETA1": _number(lambda v: 0 <= v < 1, "of 0 or more, below 1"),
+    "DECAY_FROM": _number(lambda v: 0 <= v <= 1, "from 0 to 1"),
+    **dict.fromkeys(("HARD", "RESUME", "START_AT_MEAN", "HE_WEIGHTS"), _choice(True, False)),
+    "PRECISION": _choice("auto", "bfloat16", "float32"),
+    "MATMUL_PRECISION": _choice("medium", "highest"),
+    "DEVICE": _choice("auto", "cpu", "cuda", "mps"),
     "REQUESTS": (
-        lambda v: type(v) is tuple and v and all(type(r) is tuple and len(r) == 2 and _request(*r) for r in v),
+        lambda v: type(v) is tuple and v and all(map(_request, v)),
         "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
     ),
-    "RESUME": _SWITCH,
-    "START_AT_MEAN": _SWITCH,
-    "HE_WEIGHTS": _SWITCH,
-    "R1_WEIGHT": _number(0, included=True),
-    "R1_EVERY": _whole(1),
-    "BETA1": (lambda v: type(v) in (int, float) and 0 <= v < 1, "a number of 0 or more, below 1"),
-    "CYCLE_WEIGHT": _number(0, included=True),
-    "IMAGES_PER_EPOCH": _whole(1),
-    "DECAY_FROM": (lambda v: type(v) in (int, float) and 0 <= v <= 1, "a share from 0 to 1"),
-    "PRECISION": (lambda v: v in ("auto", "bfloat16", "float32"), "'auto', 'bfloat16' or 'float32'"),
-    "MATMUL_PRECISION": (lambda v: v in ("medium", "highest"), "'medium' or 'highest'"),
-    "DEVICE": (lambda v: v in ("auto", "cpu", "cuda", "mps"), "'auto', 'cpu', 'cuda' or 'mps'"),
 }
 
 
@@ -89,12 +78,11 @@ RULES = {
 
 def constants(namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> dict:
     """The UPPERCASE literals of a script (pass `globals()`), after the constants of data.py with these names."""
-    own = {
-        name: value
-        for name, value in namespace.items()
-        if name in RULES or (name.isupper() and isinstance(value, bool | int | float | str | tuple))
-    }
-    return {name: getattr(data, name) for name in data_constants} | own
+    literal = bool | int | float | str | tuple
+    own = [
+        name for name, value in namespace.items() if name in RULES or (name.isupper() and isinstance(value, literal))
+    ]
+    return {name: getattr(data, name) for name in data_constants} | {name: namespace[name] for name in own}
 
 
 def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> "Run":
@@ -164,9 +152,8 @@ class Run:
             epoch = self._saved_epoch + 1
             before = f" (it was {self._last_loss:.6g} a step before)" if math.isfinite(self._last_loss) else ""
             kept = f" The checkpoint of epoch {epoch - 1} is kept." if epoch > 1 else ""
-            raise SystemExit(
-                f"The loss became {loss} in epoch {epoch}, step {step}{before}: try a lower LEARNING_RATE.{kept}"
-            )
+            what = f"The loss became {loss} in epoch {epoch}, step {step}{before}"
+            raise SystemExit(f"{what}: try a lower LEARNING_RATE.{kept}")
         self._last_loss = loss
 
     def print_epoch(self, history: list[dict], floors: dict[str, float]) -> None:
@@ -229,22 +216,13 @@ class Run:
 
     def finish(self, results: dict, history: list[dict]) -> None:
         """Writes metrics.json, prints the results and where the files are, and deletes the checkpoint."""
-        content = {
-            "constants": self.constants,
-            "versions": versions(self.device, self.constants),
-            "seconds": round(self.seconds(), 1),
-            "results": results,
-            "history": history,
-        }
+        content = {"constants": self.constants, "versions": versions(self.device, self.constants)}
+        content |= {"seconds": round(self.seconds(), 1), "results": results, "history": history}
         with atomic_write(self.folder / "metrics.json") as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         width = max(map(len, results))
-        print()
-        for name, value in results.items():
-            lines = value.items() if isinstance(value, dict) else [("", value)]
-            for key, line in lines:
-                print(f"{name:{width}}  {key} {_readable(line)}" if key else f"{name:{width}}  {_readable(line)}")
+        print("", *(f"{name:{width}}  {_readable(value)}" for name, value in results.items()), sep="\n")
         print(f"\n{self.seconds() / 60:.1f} minutes. Figures and metrics.json are in {self.folder}")
 
 
@@ -256,9 +234,9 @@ def first_difference(before: dict, now: dict) -> str | None:
 
 def _readable(value) -> str:
     if isinstance(value, dict):
-        return "  ".join(f"{name} {_readable(part)}" for name, part in value.items())
+        return ", ".join(f"{name} {_readable(part)}" for name, part in value.items())
     if isinstance(value, list):
-        return "  ".join(_readable(part) for part in value)
+        return "  ".join(map(_readable, value))
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
