@@ -130,11 +130,12 @@ def class_names() -> list[str]:
     return [str(digit) for digit in range(10)] if DATASET == "MNIST" else getattr(torchvision.datasets, DATASET).classes
 
 
-def deform(x: Tensor, shift: float, rotation: float, scale: float, shear: float = 0.0) -> Tensor:
-    """Images (B, C, 28, 28), each shifted, turned, scaled and sheared at random, bilinearly interpolated.
+def deform(x: Tensor, shift: float, rotation: float, scale: float, shear: float = 0.0, elastic: float = 0.0) -> Tensor:
+    """Images (B, C, 28, 28), each shifted, turned, scaled, sheared and distorted at random, bilinearly interpolated.
 
-    The four are bounds, drawn from uniformly in both directions: pixels along each axis, degrees, a share of the size,
-    and horizontal pixels for each vertical one. What comes in from outside is black.
+    The first four are bounds of uniform distributions around none: pixels along each axis, degrees, a share of the
+    size, horizontal pixels for each vertical one. `elastic` is the standard deviation, in pixels, of a displacement
+    drawn at 5 × 5 points and interpolated between them (after Simard et al. 2003). What comes in from outside is black.
     """
     shifts, angles, scales = torch.rand(3, 2, len(x), device=x.device) * 2 - 1
     shifts = shifts * shift / 14  # grid_sample's coordinates span [-1, 1]
@@ -142,6 +143,10 @@ def deform(x: Tensor, shift: float, rotation: float, scale: float, shear: float 
     cos, sin = angle.cos() * size, angle.sin() * size
     rows = (cos, cos * slant - sin, shifts[0]), (sin, sin * slant + cos, shifts[1])
     grid = F.affine_grid(torch.stack([torch.stack(row, 1) for row in rows], 1), x.shape, align_corners=False)
+    if elastic:
+        displacement = torch.randn(len(x), 2, 5, 5, device=x.device) * elastic / 14
+        displacement = F.interpolate(displacement, size=x.shape[2:], mode="bicubic", align_corners=True)
+        grid = grid + displacement.permute(0, 2, 3, 1)
     return F.grid_sample(x, grid, align_corners=False)
 
 

@@ -288,6 +288,70 @@ def swap_examples(model: nn.Module, codes: Tensor, names: list[str], test: data.
     return test.colored(for_digit), test.colored(for_hue), *swaps
 
 
+def hue_codes(codes: Tensor, train: data.ColoredSet, wanted: Tensor) -> Tensor:
+    """What continuous numbers stand for these hues (H,) in degrees? Medians of training codes (n, D): (H, D).
+
+    The codes are those of training images whose hue is within 5°, or of all images where there is none.
+    """
+    near = [hue_distance(train.hues, hue) < 5 for hue in wanted]
+    return torch.stack([codes[one if one.any() else ~one].median(0).values for one in near])
+
+
+def category_counts(codes: Tensor, digits: Tensor) -> Tensor:
+    """How many images of each digit are in each category: one-hot codes (n, K), digits (n,) → int64 (K, 10)."""
+    return (codes.T @ F.one_hot(digits, 10).to(codes)).round().long().cpu()
+
+
+def best_one_to_one(counts: Tensor) -> int:
+    """The most images (of counts (10, 10)) whose category bears their digit, when each digit names one category."""
+    best = {frozenset(): 0}
+    for row in counts.tolist():
+        longer: dict[frozenset, int] = {}
+        for used, total in best.items():
+            for digit in set(range(10)) - used:
+                longer[used | {digit}] = max(longer.get(used | {digit}, 0), total + row[digit])
+        best = longer
+    return best[frozenset(range(10))]
+
+
+def control_by_knob(
+    model: nn.Module, names: list[str], codes: tuple[Tensor, Tensor], train: data.ColoredSet, test: data.ColoredSet
+) -> dict:
+    """Is the first variable the digit, and does setting it draw the digit? `codes`: those of train and test, (n, D).
+
+    category_digits: each category's name, the digit most common among the training images in it. digit_accuracy: share
+    of test images whose category bears their digit; _one_to_one: under the best naming that gives each digit one
+    category (None unless K = 10). knob_*: every test image's first variable is set to a wanted digit's category (the
+    largest, if there are several), and the colour latents `names` are those of another test image. Right when the judge
+    sees the wanted digit, and the hue is the other image's. A digit without a category is drawn wrong. Digits and pairs
+    are drawn with a fixed seed. category_counts: of test images.
+    """
+    train_codes, test_codes = codes
+    columns = model.latents["v1"]
+    k = columns.stop - columns.start
+    counts = category_counts(train_codes[:, columns], train.digits)  # (K, 10)
+    of_category = counts.argmax(1)  # (K,)
+    mine = torch.where(F.one_hot(of_category, 10).bool(), counts, -1)  # counts of the digit that names the category
+    of_digit, without = mine.argmax(0).to(test_codes.device), (mine <= 0).all(0).to(test_codes.device)  # (10,)
+    if without.any():
+        lost = ", ".join(data.class_names()[digit] for digit in without.nonzero().flatten().tolist())
+        print(f"Warning: no category is named after {lost}: the knob cannot draw that.")
+    in_test = category_counts(test_codes[:, columns], test.digits)
+    generator = torch.Generator().manual_seed(0)
+    partner = torch.randperm(len(test), generator=generator).to(test_codes.device)
+    wanted = torch.randint(10, (len(test),), generator=generator).to(test_codes.device)
+    turned = swapped(model.latents, names, test_codes, test_codes[partner])
+    turned[:, columns] = F.one_hot(of_digit[wanted], k).to(turned)
+    digit, hue = _right(_in_batches(model.decode, turned), wanted, test.hues[partner])
+    return {
+        "category_digits": of_category.tolist(),
+        "digit_accuracy": in_test.gather(1, of_category[:, None]).sum().item() / len(test),
+        "digit_accuracy_one_to_one": best_one_to_one(in_test) / len(test) if k == 10 else None,
+        **_shares("knob", digit & ~without[wanted], hue),
+        "category_counts": in_test.tolist(),
+    }
+
+
 class Evaluation(NamedTuple):
     """What `evaluate` measured, and the tensors behind it, for the figures."""
 

@@ -209,15 +209,15 @@ def _draw_plane(axes: Axes, images: Tensor, ticks: Tensor) -> None:
     axes.set(xlabel="$z_1$", ylabel="$z_2$")
 
 
-def color_wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor) -> None:
-    """The joint model's plane: decoded on a grid for one discrete code, and beside it the test codes in true hues."""
+def color_wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor, model: str) -> None:
+    """The plane of the continuous numbers: decoded on a grid for one discrete code, and the test codes in true hues."""
     n = len(ticks)
     figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 1.4, CELL * n + 1)
     _draw_plane(left, images, ticks)
     left.set_title("decoded, with the categories of the first test image")
     _draw_color_wheel(right, codes, hues)
     right.set_title("codes of the test images in their true hues")
-    figure.suptitle("Joint VAE: the plane of the continuous numbers")
+    figure.suptitle(f"{model}: the plane of the continuous numbers")
     _save(figure, path)
 
 
@@ -276,6 +276,61 @@ def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]]
         _tiles(axes, images, list(range(1, rows + 1)) if rows > 1 else [""], list(range(1, columns + 1)), gap=0)
         axes.set(xlabel=f"category of {across}", ylabel=f"category of {down}" if rows > 1 else "")
         axes.tick_params(labelsize=7)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def knobs(path: Path, originals: Tensor, digits: Tensor, hues: Tensor, digit_names: list, hue_names: list) -> None:
+    """Test images (R, 3, 28, 28), each with its digit turned (R, 10, ...) and with its hue turned (R, H, ...)."""
+    figure, ((left, right),) = _figure(
+        1,
+        2,
+        CELL * (digits.shape[1] + hues.shape[1] + 2) + 1.6,
+        CELL * len(originals) + 1.2,
+        width_ratios=(digits.shape[1] + 1, hues.shape[1] + 1),
+    )
+    for axes, turned, names, title in (
+        (left, digits, digit_names, "one variable turned: the digit changes, style and hue stay"),
+        (right, hues, hue_names, "the two numbers turned: the hue changes, digit and style stay"),
+    ):
+        _tiles(axes, np.concatenate([_array(originals)[:, None], _array(turned)], 1), [], ["test\nimage", *names])
+        axes.axvline(29, color="white", linewidth=3)
+        axes.set_title(title)
+    left.set_xlabel("first variable set to the digit")
+    right.set_xlabel("continuous numbers set to the hue")
+    _save(figure, path)
+
+
+def confusion(path: Path, counts: list[list[int]], names: list[int], title: str) -> None:
+    """How many test images of each digit are in each category of the first variable: counts (K, 10).
+
+    `names` (K,): the digit that each category is named after; its cell is framed. Rows are in the order of the names.
+    """
+    figure, ((axes,),) = _figure(1, 1, 5.6, 0.38 * len(names) + 1.3)
+    order = sorted(range(len(names)), key=lambda k: names[k])
+    values = np.array(counts)[order]
+    axes.imshow(np.log1p(values), cmap="Greys", aspect="auto")
+    for r, row in enumerate(values):
+        for c, value in enumerate(row):
+            axes.text(c, r, value, ha="center", va="center", fontsize=8, color="white" if value > 60 else "black")
+        framed = Rectangle((names[order[r]] - 0.5, r - 0.5), 1, 1, fill=False, edgecolor="tab:orange", linewidth=2)
+        axes.add_patch(framed)
+    classes = data.class_names()
+    axes.set_xticks(range(10), classes, rotation=0 if classes[0] == "0" else 60)
+    axes.set_yticks(range(len(names)), [f"{classes[names[k]]} (category {k + 1})" for k in order])
+    axes.set(xlabel="digit of the test image", ylabel="category of v1, named after", title=title)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _save(figure, path)
+
+
+def stepping(path: Path, grids: list[Tensor], names: list[str], title: str) -> None:
+    """For each variable the same images with its categories stepped through: (K, C, 3, 28, 28), one step a row."""
+    rows, columns = grids[0].shape[:2]
+    figure, (panels,) = _figure(1, len(grids), len(grids) * (CELL * 0.85 * columns + 0.5), CELL * 0.85 * rows + 1.1)
+    for axes, images, name in zip(panels, grids, names, strict=True):
+        _tiles(axes, images, list(range(1, rows + 1)), data.class_names(), gap=0)
+        axes.set(xlabel="first test image of digit", ylabel=f"category of {name}")
     figure.suptitle(title)
     _save(figure, path)
 

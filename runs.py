@@ -55,12 +55,28 @@ def _request(request) -> bool:
 RULES = {
     "SEED": _whole(0, below=2**63),
     "N_CATEGORIES": _whole(2),
-    **dict.fromkeys(("EPOCHS", "BATCH_SIZE", "IMAGES_PER_EPOCH", "R1_EVERY", "LATENT_DIM", "N_VARIABLES"), _whole(1)),
+    **dict.fromkeys(
+        (
+            "EPOCHS",
+            "BATCH_SIZE",
+            "IMAGES_PER_EPOCH",
+            "R1_EVERY",
+            "LATENT_DIM",
+            "N_VARIABLES",
+            "N_STARTS",
+            "START_EPOCHS",
+        ),
+        _whole(1),
+    ),
     **dict.fromkeys(
         ("LEARNING_RATE", "TAU_START", "TAU_MIN", "Z_VARIANCE", "STEP"), _number(lambda v: v > 0, "above 0")
     ),
     **dict.fromkeys(("TAU_DECAY", "BETA", "R1_WEIGHT", "CYCLE_WEIGHT"), _number(lambda v: v >= 0, "of 0 or more")),
-    "BETA1": _number(lambda v: 0 <= v < 1, "of 0 or more, below 1"),
+    **dict.fromkeys(
+        ("DIGIT_WEIGHT", "AGREEMENT_WEIGHT", "BALANCE_WEIGHT", "KNOB_WEIGHT"), _number(lambda v: v >= 0, "of 0 or more")
+    ),
+    **dict.fromkeys(("MAX_SHIFT", "MAX_ROTATION", "MAX_SHEAR", "ELASTIC"), _number(lambda v: v >= 0, "of 0 or more")),
+    **dict.fromkeys(("BETA1", "MAX_SCALE"), _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
     "DECAY_FROM": _number(lambda v: 0 <= v <= 1, "from 0 to 1"),
     **dict.fromkeys(("HARD", "RESUME", "START_AT_MEAN", "HE_WEIGHTS"), _choice(True, False)),
     "PRECISION": _choice("auto", "bfloat16", "float32"),

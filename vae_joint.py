@@ -228,7 +228,7 @@ def figures(
     if LATENT_DIM > 1:
         grid[:, :, 1] = ticks.flip(0)[:, None]
     pictures = model.decode(grid.flatten(0, 1)).unflatten(0, (n, n))
-    plots.color_wheel(OUTPUT_DIR / "color_wheel.png", pictures, ticks, codes, test.hues)
+    plots.color_wheel(OUTPUT_DIR / "color_wheel.png", pictures, ticks, codes, test.hues, "Joint VAE")
 
     # The categories: all pairs of categories of two variables, the continuous numbers drawn anew for each cell.
     variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]

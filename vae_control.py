@@ -1,0 +1,384 @@
+"""Control VAE: a joint VAE whose first variable is the digit, learned without labels, on coloured MNIST.
+
+Two terms are added to the joint model's negative ELBO. The first asks that the first variable gives the same answer
+when an image is slightly deformed and gets another hue, and that all of its categories are used. The second asks that
+the decoder draws what this variable says. So its ten categories become the ten digits: a knob. The hue stays in the two
+continuous numbers.
+
+    python vae_control.py        # edit the constants below, run again
+
+Papers: Kingma & Welling, Auto-Encoding Variational Bayes, 2014 (the ELBO, the Gaussian latent);
+Jang, Gu & Poole, Categorical Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete
+Distribution, 2017 (the categorical latent); Hu et al., Learning Discrete Representations via Information Maximizing
+Self-Augmented Training, 2017, and Ji et al., Invariant Information Clustering, 2019 (the first term); Simard,
+Steinkraus & Platt, Best Practices for Convolutional Neural Networks, 2003 (elastic deformation); Chen et al., InfoGAN,
+2016 (the second term).
+"""
+
+import functools
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+import judge
+import metrics
+import plots
+import runs
+
+# Latents. The first variable becomes the digit: with ten categories, one for each. The others carry its style.
+LATENT_DIM = 2  # continuous numbers, one Gaussian each
+N_VARIABLES = 4  # categorical variables
+N_CATEGORIES = 10  # categories of each
+
+# Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)), step counting all batches.
+# Low: nearly one-hot samples, noisy gradients. High: smooth samples, far from the one-hot codes used afterwards.
+TAU_START = 1.0
+TAU_DECAY = 0.0006  # per batch: tau is 0.5 from the fifth epoch on
+TAU_MIN = 0.5
+HARD = False  # True: one-hot samples in the forward pass, with the gradient of the relaxed ones (straight-through)
+
+# What is added to -ELBO, in nats per image (see digit_terms and knob_term). A weight of 0 turns a term off.
+DIGIT_WEIGHT = 20.0  # of the first term: agreement of an image and its deformed copy on the first variable
+AGREEMENT_WEIGHT = 5.0  # within it, of their KL; a larger one makes it harder to leave the uniform distribution
+BALANCE_WEIGHT = 4.0  # within it, of the entropy of the variable's mean: keeps all categories in use
+KNOB_WEIGHT = 10.0  # of the second term: a picture drawn with another digit is read as that digit
+
+# The deformed copies: bounds of a random shift, rotation, scale and shear, and the size of the elastic displacement.
+MAX_SHIFT = 2.25  # pixels, in both directions along each axis
+MAX_ROTATION = 13.5  # degrees
+MAX_SCALE = 0.125  # share of the size, up or down
+MAX_SHEAR = 0.15  # horizontal pixels for each vertical one
+ELASTIC = 0.7  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
+
+# The start. Some first weights lead to categories that mix two digits. So several encoders are trained with the first
+# term, without a decoder, and the one with the lowest loss goes on.
+N_STARTS = 4
+START_EPOCHS = 6
+
+# Training.
+EPOCHS = 30  # after the start
+BATCH_SIZE = 250  # images
+LEARNING_RATE = 0.0015  # Adam's
+DECAY_FROM = 0.5  # share of the run after which the rate falls linearly to 0; 1: never
+SEED = 0  # seeds the weights, the order of the images, the deformations and the samples
+DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
+PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
+RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
+
+OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_control"
+
+# Shapes below: B batch, D = LATENT_DIM, N = N_VARIABLES, K = N_CATEGORIES.
+
+
+class ControlVAE(nn.Module):
+    """One encoder with a Gaussian and a categorical head. The code is the continuous numbers, then the variables."""
+
+    def __init__(self, latent_dim: int, n_variables: int, n_categories: int):
+        super().__init__()
+        self.latent_dim, self.n_variables, self.n_categories = latent_dim, n_variables, n_categories
+        self.encoder = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(3 * 28 * 28, 512),
+            nn.ReLU(),
+            nn.Linear(512, 256),
+            nn.ReLU(),
+        )
+        self.gaussian_head = nn.Linear(256, 2 * latent_dim)  # means, then log variances
+        self.categorical_head = nn.Linear(256, n_variables * n_categories)  # logits: no activation
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim + n_variables * n_categories, 256),
+            nn.ReLU(),
+            nn.Linear(256, 512),
+            nn.ReLU(),
+            nn.Linear(512, 3 * 28 * 28),
+            nn.Unflatten(1, (3, 28, 28)),  # pixel logits: the loss and decode() apply the sigmoid
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, 28, 28) → mu (B, D), logvar (B, D), log q (B, N, K)."""
+        h = self.encoder(x)
+        mu, logvar = self.gaussian_head(h).float().chunk(2, dim=1)
+        logits = self.categorical_head(h).float().view(-1, self.n_variables, self.n_categories)
+        return mu, logvar, logits.log_softmax(-1)  # over the K categories of each variable
+
+    def sample(self, mu: Tensor, logvar: Tensor, log_q: Tensor, tau: float, hard: bool) -> Tensor:
+        """A code (B, D + N·K) for each image, drawn from what encode() gives."""
+        z = mu + (0.5 * logvar).exp() * torch.randn_like(mu)  # (B, D)
+        v = F.gumbel_softmax(log_q, tau, hard)  # (B, N, K)
+        return torch.cat([z, v.flatten(1)], 1)
+
+    def kl(self, x: Tensor) -> Tensor:
+        """KL of each latent in nats, (B, D + N)."""
+        mu, logvar, log_q = self.encode(x)
+        return torch.cat([gaussian_kl(mu, logvar), categorical_kl(log_q)], 1)
+
+    @property
+    def latents(self) -> dict[str, slice]:
+        """Name → columns of a code, one entry for each continuous number and each variable."""
+        d, k = self.latent_dim, self.n_categories
+        return {f"z{i + 1}": slice(i, i + 1) for i in range(d)} | {
+            f"v{i + 1}": slice(d + i * k, d + (i + 1) * k) for i in range(self.n_variables)
+        }
+
+    def code(self, x: Tensor) -> Tensor:
+        """Images (B, 3, 28, 28) → their deterministic codes (B, D + N·K): means, then the likeliest categories."""
+        mu, _, log_q = self.encode(x)
+        return torch.cat([mu, F.one_hot(log_q.argmax(-1), self.n_categories).flatten(1)], 1)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Codes (B, D + N·K) → images (B, 3, 28, 28) in [0, 1]."""
+        return self.decoder(code).float().sigmoid()
+
+
+# Same as vae_joint.gaussian_kl.
+def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL of N(mu, exp(logvar)) to N(0, 1) in nats, elementwise. Kingma & Welling 2014, appendix B."""
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+
+
+# Same as vae_joint.categorical_kl.
+def categorical_kl(log_q: Tensor) -> Tensor:
+    """KL of each variable to the uniform distribution over its K categories in nats: (B, N, K) → (B, N).
+
+    log K - H(q), with H(q) = -sum q log q. Jang, Gu & Poole 2017.
+    """
+    return math.log(log_q.shape[-1]) + (log_q.exp() * log_q).sum(-1)
+
+
+def elbo_terms(model: ControlVAE, x: Tensor, tau: float, hard: bool = False) -> dict[str, Tensor]:
+    """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
+
+    -ELBO = -E[log p(x | z, v)] + KL(q(z | x) ‖ p(z)) + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy
+    of the pixels, which may be fractional.
+    """
+    posterior = model.encode(x)
+    return elbo_terms_of_code(model, x, posterior, model.sample(*posterior, tau, hard))
+
+
+def elbo_terms_of_code(model: ControlVAE, x: Tensor, posterior: tuple[Tensor, ...], code: Tensor) -> dict[str, Tensor]:
+    """The same from what encode(x) gave and a code drawn from it."""
+    mu, logvar, log_q = posterior
+    return {
+        "reconstruction": F.binary_cross_entropy_with_logits(model.decoder(code).float(), x, reduction="sum"),
+        "kl_z": gaussian_kl(mu, logvar).sum(),
+        "kl_v": categorical_kl(log_q).sum(),
+    }
+
+
+def digit_terms(log_q: Tensor, log_q_copy: Tensor) -> dict[str, Tensor]:
+    """What makes the first variable the digit: its log q (B, K) for images and for their deformed copies in other hues.
+
+    Nats, summed over the batch: agreement KL(q ‖ q'), with q held fixed; the entropy H(q) of each image's q; and the
+    entropy of their mean, which is high when all categories are in use. The difference of the two entropies is the
+    mutual information of image and category. Hu et al. 2017; Ji et al. 2019.
+    """
+    q = log_q.exp()
+    return {
+        "agreement": (q.detach() * (log_q.detach() - log_q_copy)).sum(),
+        "entropy": torch.special.entr(q).sum(),
+        "mean_entropy": len(q) * torch.special.entr(q.mean(0)).sum(),
+    }
+
+
+def digit_loss(terms: dict[str, Tensor]) -> Tensor:
+    return AGREEMENT_WEIGHT * terms["agreement"] + terms["entropy"] - BALANCE_WEIGHT * terms["mean_entropy"]
+
+
+def knob_term(model: ControlVAE, code: Tensor) -> Tensor:
+    """How badly the first variable is heard: -log q(c | picture) in nats, summed over the batch of codes (B, D + N·K).
+
+    The picture is decoded from the code with a random category c in its first variable, and read by the encoder, which
+    is held fixed. InfoGAN's bound on the mutual information of c and the picture: Chen et al. 2016.
+    """
+    c = torch.randint(model.n_categories, (len(code),)).to(code.device)
+    turned = code.detach().clone()
+    turned[:, model.latents["v1"]] = F.one_hot(c, model.n_categories).to(turned)
+    reader = nn.ModuleList([model.encoder, model.categorical_head]).requires_grad_(False)
+    log_q = model.encode(model.decode(turned))[2][:, 0]
+    reader.requires_grad_(True)
+    return F.nll_loss(log_q, c, reduction="sum")
+
+
+def deformed_copies(train: data.ColoredSet, index: Tensor) -> Tensor:
+    """The images of these indices (B,), each slightly deformed and in the colour of another one, (B, 3, 28, 28)."""
+    grey = data.deform(train.images[index][:, None] / 255, MAX_SHIFT, MAX_ROTATION, MAX_SCALE, MAX_SHEAR, ELASTIC)
+    return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the order of a batch is random
+
+
+def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
+    """Trains the encoders of N_STARTS models with the first term. Returns the model with the lowest loss.
+
+    Its pictures start at the mean grey level of the training images. With torch's own biases they start grey, and the
+    first steps would only learn to darken all of them.
+    """
+    models = [ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device) for _ in range(N_STARTS)]
+    optimizers = [torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True) for model in models]
+    for epoch in range(1, START_EPOCHS + 1):
+        sums = torch.zeros(N_STARTS)
+        batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
+        for index in tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None):
+            x = torch.cat([train.colored(index), deformed_copies(train, index)])
+            for i, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+                with run.autocast():
+                    log_q = model.encode(x)[2][:, 0]
+                loss = digit_loss(digit_terms(*log_q.chunk(2)))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                sums[i] += loss.item()
+        losses = (sums / len(train)).tolist()
+        print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each", *(f"{loss:.3f}" for loss in losses), flush=True)
+    best = models[losses.index(min(losses))]
+    mean = (train.images.double().mean() / 255 * train.colors.double().mean()).float()
+    nn.init.constant_(best.decoder[-2].bias, mean.logit().item())  # the last linear layer's
+    return best
+
+
+def load_model(path: Path) -> ControlVAE:
+    """The trained network from a model.pt that this script wrote, on the CPU, in eval mode."""
+    return runs.load_model(path, ControlVAE)
+
+
+def main() -> dict:
+    """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
+    with runs.start(OUTPUT_DIR, globals()) as run:
+        train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
+        run.check_batch_size(BATCH_SIZE, len(train))
+        judge.load(run.device)  # trained now, if there is none for this dataset
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
+
+        torch.manual_seed(SEED)
+        model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
+        n_batches = math.ceil(len(train) / BATCH_SIZE)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(rate, steps=EPOCHS * n_batches))
+        history = run.resume(model=model, optimizer=optimizer, schedule=schedule)  # a row for each finished epoch
+        if not history:
+            model.load_state_dict(best_start(train, run).state_dict())
+        step = len(history) * n_batches
+
+        for epoch in range(len(history) + 1, EPOCHS + 1):
+            sums = {}
+            batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
+            for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
+                tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
+                x = train.colored(index)
+                with run.autocast():
+                    both = model.encode(torch.cat([x, deformed_copies(train, index)]))  # one pass for the two
+                    posterior, (_, _, log_q_copy) = zip(*(part.chunk(2) for part in both), strict=True)
+                    code = model.sample(*posterior, tau, HARD)
+                    terms = elbo_terms_of_code(model, x, posterior, code)
+                    terms |= digit_terms(posterior[2][:, 0], log_q_copy[:, 0])
+                    terms["knob"] = knob_term(model, code)
+                loss = terms["reconstruction"] + terms["kl_z"] + terms["kl_v"]
+                loss = loss + DIGIT_WEIGHT * digit_loss(terms) + KNOB_WEIGHT * terms["knob"]
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+                schedule.step()
+                run.check_finite(loss.item(), step)
+                sums = {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
+                step += 1
+
+            row = {f"train_{name}": value / len(train) for name, value in sums.items()}
+            test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
+            run.check_finite(sum(test_terms.values()), step)
+            row |= {f"test_{name}": value for name, value in test_terms.items()}
+            history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
+            run.checkpoint(history)
+            run.print_epoch(history, floors)
+
+        # Only from here on are labels used. They name and score what was learned.
+        runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
+        scores = metrics.evaluate(model, functools.partial(elbo_terms, model, tau=history[-1]["tau"]), train, test)
+        if LATENT_DIM > 1:
+            scores.results.update(metrics.color_wheel_scores(scores.test_codes, test))
+        scores.results.update(
+            metrics.control_by_knob(
+                model, scores.results["color_latents"], (scores.train_codes, scores.test_codes), train, test
+            )
+        )
+        figures(model, train, test, scores, history, floors)
+        run.finish(scores.results, history)
+    return scores.results
+
+
+def rate(step: int, steps: int) -> float:
+    """The learning rate as a share of LEARNING_RATE: 1 until DECAY_FROM, then falling linearly to 0."""
+    return min(1, (1 - step / steps) / max(1 - DECAY_FROM, 1 / steps))
+
+
+@torch.inference_mode()
+def figures(
+    model: ControlVAE,
+    train: data.ColoredSet,
+    test: data.ColoredSet,
+    scores: metrics.Evaluation,
+    history: list[dict],
+    floors: dict[str, float],
+) -> None:
+    """Draws all figures. What a figure does not vary stays as in the code of the test image."""
+    name, results, codes, device = "Control VAE", scores.results, scores.test_codes, scores.test_codes.device
+    plots.common_figures(OUTPUT_DIR, name, scores, history, floors)
+    title = f"{name}: the first variable is the digit of {results['digit_accuracy']:.1%} of the test images"
+    plots.confusion(OUTPUT_DIR / "confusion.png", results["category_counts"], results["category_digits"], title)
+    n = 17
+    ticks = torch.linspace(-4, 4, n, device=device)
+    grid = codes[0].repeat(n, n, 1)
+    grid[:, :, 0] = ticks
+    if LATENT_DIM > 1:
+        grid[:, :, 1] = ticks.flip(0)[:, None]
+    pictures = model.decode(grid.flatten(0, 1)).unflatten(0, (n, n))
+    plots.color_wheel(OUTPUT_DIR / "color_wheel.png", pictures, ticks, codes, test.hues, name)
+
+    # The finding: the first test images, their digit turned through its categories, their hue once around the wheel.
+    one_hot = torch.eye(N_CATEGORIES, device=device)
+    order = sorted(range(N_CATEGORIES), key=lambda k: results["category_digits"][k])
+    labels = [data.class_names()[results["category_digits"][k]] for k in order]
+    hues = torch.arange(0, 360, 30.0, device=device)
+    at_hue = metrics.hue_codes(scores.train_codes[:, :LATENT_DIM], train, hues)  # (12, D)
+    by_digit = codes[:8, None].repeat(1, N_CATEGORIES, 1)
+    by_digit[:, :, model.latents["v1"]] = one_hot[order]
+    by_hue = codes[:8, None].repeat(1, len(hues), 1)
+    by_hue[:, :, :LATENT_DIM] = at_hue
+    turned = [model.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in (by_digit, by_hue)]
+    plots.knobs(OUTPUT_DIR / "finding.png", test.colored(slice(8)), *turned, labels, [f"{hue:.0f}°" for hue in hues])
+
+    # What the other variables do: the first test image of each digit, one variable stepping.
+    firsts = codes[metrics.first_of_each_digit(test.digits, 1)[:, 0]]  # (10, D + N·K)
+    styles = [f"v{i + 1}" for i in range(1, min(N_VARIABLES, 4))]
+    stepped = firsts.repeat(len(styles), N_CATEGORIES, 1, 1)  # (variable, K, 10, D + N·K)
+    for codes_of_variable, variable in zip(stepped, styles, strict=True):
+        codes_of_variable[:, :, model.latents[variable]] = one_hot[:, None]
+    grids = [model.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in stepped]
+    if styles:
+        plots.stepping(OUTPUT_DIR / "styles.png", grids, styles, f"{name}: what the other variables change")
+
+    # Moving: ten digits, all with the first test image's style, follow the same knobs: the hue, then each variable.
+    ten = codes[0].repeat(len(order), 1)
+    ten[:, model.latents["v1"]] = one_hot[order]
+    frames, titles = [], []
+    around = torch.arange(0, 360, 10.0, device=device)
+    for hue, z in zip(around, metrics.hue_codes(scores.train_codes[:, :LATENT_DIM], train, around), strict=True):
+        ten[:, :LATENT_DIM] = z
+        frames.append(ten.clone())
+        titles.append(f"{name}: the hue turns, {hue:.0f}°; digit and style stay")
+    for variable in styles:
+        before = ten.clone()
+        for k in range(N_CATEGORIES):
+            ten[:, model.latents[variable]] = one_hot[k]
+            frames.append(ten.clone())
+            titles.append(f"{name}: style {variable}, category {k + 1}; digit and hue stay")
+        ten = before
+    pictures = torch.stack([model.decode(frame) for frame in frames])[:, None]
+    plots.movie(OUTPUT_DIR / "knobs.gif", pictures, titles, [""], labels, "first variable set to the digit", fps=5)
+
+
+if __name__ == "__main__":
+    main()
