@@ -181,12 +181,14 @@ def reconstruction(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> di
     return _shares("reconstruction", *_right(_in_batches(model.decode, codes), test.digits, test.hues))
 
 
-def color_wheel_scores(codes: Tensor, test: data.ColoredSet) -> dict[str, float]:
-    """Is the plane of the first two numbers of the codes (n, D) a colour wheel?
+def color_wheel_scores(latents: dict[str, slice], codes: Tensor, test: data.ColoredSet) -> dict[str, float]:
+    """Is the plane of the first two numbers of the codes (n, D) a colour wheel? Nothing, if they have only one.
 
     angle_mi_hue, angle_mi_digit: mutual information of the angle (N_VALUE_BINS bins) with the hue and with the digit,
     in nats; log N_HUE_BINS = 2.48 at most. radius_ink_correlation: Pearson's, of the radius and the image's ink.
     """
+    if "z2" not in latents:
+        return {}
     x, y = codes[:, 0], codes[:, 1]
     angle = latent_information({"angle": slice(0, 1)}, torch.atan2(y, x)[:, None], test)["angle"]
     ink = test.images.float().mean((1, 2))
@@ -314,44 +316,6 @@ def best_one_to_one(counts: Tensor) -> int:
     return best[frozenset(range(10))]
 
 
-def control_by_knob(
-    model: nn.Module, names: list[str], codes: tuple[Tensor, Tensor], train: data.ColoredSet, test: data.ColoredSet
-) -> dict:
-    """Is the first variable the digit, and does setting it draw the digit? `codes`: those of train and test, (n, D).
-
-    category_digits: each category's name, the digit most common among the training images in it. digit_accuracy: share
-    of test images whose category bears their digit; _one_to_one: under the best naming that gives each digit one
-    category (None unless K = 10). knob_*: every test image's first variable is set to a wanted digit's category (the
-    largest, if there are several), and the colour latents `names` are those of another test image. Right when the judge
-    sees the wanted digit, and the hue is the other image's. A digit without a category is drawn wrong. Digits and pairs
-    are drawn with a fixed seed. category_counts: of test images.
-    """
-    train_codes, test_codes = codes
-    columns = model.latents["v1"]
-    k = columns.stop - columns.start
-    counts = category_counts(train_codes[:, columns], train.digits)  # (K, 10)
-    of_category = counts.argmax(1)  # (K,)
-    mine = torch.where(F.one_hot(of_category, 10).bool(), counts, -1)  # counts of the digit that names the category
-    of_digit, without = mine.argmax(0).to(test_codes.device), (mine <= 0).all(0).to(test_codes.device)  # (10,)
-    if without.any():
-        lost = ", ".join(data.class_names()[digit] for digit in without.nonzero().flatten().tolist())
-        print(f"Warning: no category is named after {lost}: the knob cannot draw that.")
-    in_test = category_counts(test_codes[:, columns], test.digits)
-    generator = torch.Generator().manual_seed(0)
-    partner = torch.randperm(len(test), generator=generator).to(test_codes.device)
-    wanted = torch.randint(10, (len(test),), generator=generator).to(test_codes.device)
-    turned = swapped(model.latents, names, test_codes, test_codes[partner])
-    turned[:, columns] = F.one_hot(of_digit[wanted], k).to(turned)
-    digit, hue = _right(_in_batches(model.decode, turned), wanted, test.hues[partner])
-    return {
-        "category_digits": of_category.tolist(),
-        "digit_accuracy": in_test.gather(1, of_category[:, None]).sum().item() / len(test),
-        "digit_accuracy_one_to_one": best_one_to_one(in_test) / len(test) if k == 10 else None,
-        **_shares("knob", digit & ~without[wanted], hue),
-        "category_counts": in_test.tolist(),
-    }
-
-
 class Evaluation(NamedTuple):
     """What `evaluate` measured, and the tensors behind it, for the figures."""
 
@@ -385,6 +349,42 @@ def evaluate(model: nn.Module, terms_of: Callable, train: data.ColoredSet, test:
     }
     examples = reconstruction_examples(model, test), tuple(demand_pictures)
     return Evaluation(results, train_codes, test_codes, *examples, swap_examples(model, test_codes, names, test))
+
+
+def control_by_knob(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
+    """Is the first variable the digit, and does setting it draw the digit?
+
+    category_digits: each category's name, the digit most common among the training images in it. digit_accuracy: share
+    of test images whose category bears their digit; _one_to_one: under the best naming that gives each digit one
+    category (None unless K = 10). knob_*: every test image's first variable is set to a wanted digit's category (the
+    largest, if there are several), and the colour latents are those of another test image. Right when the judge
+    sees the wanted digit, and the hue is the other image's. A digit without a category is drawn wrong. Digits and pairs
+    are drawn with a fixed seed. category_counts: of test images.
+    """
+    train_codes, test_codes, names = scores.train_codes, scores.test_codes, scores.results["color_latents"]
+    columns = model.latents["v1"]
+    k = columns.stop - columns.start
+    counts = category_counts(train_codes[:, columns], train.digits)  # (K, 10)
+    of_category = counts.argmax(1)  # (K,)
+    mine = torch.where(F.one_hot(of_category, 10).bool(), counts, -1)  # counts of the digit that names the category
+    of_digit, without = mine.argmax(0).to(test_codes.device), (mine <= 0).all(0).to(test_codes.device)  # (10,)
+    if without.any():
+        lost = ", ".join(data.class_names()[digit] for digit in without.nonzero().flatten().tolist())
+        print(f"Warning: no category is named after {lost}: the knob cannot draw that.")
+    in_test = category_counts(test_codes[:, columns], test.digits)
+    generator = torch.Generator().manual_seed(0)
+    partner = torch.randperm(len(test), generator=generator).to(test_codes.device)
+    wanted = torch.randint(10, (len(test),), generator=generator).to(test_codes.device)
+    turned = swapped(model.latents, names, test_codes, test_codes[partner])
+    turned[:, columns] = F.one_hot(of_digit[wanted], k).to(turned)
+    digit, hue = _right(_in_batches(model.decode, turned), wanted, test.hues[partner])
+    return {
+        "category_digits": of_category.tolist(),
+        "digit_accuracy": in_test.gather(1, of_category[:, None]).sum().item() / len(test),
+        "digit_accuracy_one_to_one": best_one_to_one(in_test) / len(test) if k == 10 else None,
+        **_shares("knob", digit & ~without[wanted], hue),
+        "category_counts": in_test.tolist(),
+    }
 
 
 # --------------------------------------------------------------------------------------------- translation

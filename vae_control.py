@@ -157,10 +157,10 @@ def elbo_terms(model: ControlVAE, x: Tensor, tau: float, hard: bool = False) -> 
     of the pixels, which may be fractional.
     """
     posterior = model.encode(x)
-    return elbo_terms_of_code(model, x, posterior, model.sample(*posterior, tau, hard))
+    return terms_of_code(model, x, posterior, model.sample(*posterior, tau, hard))
 
 
-def elbo_terms_of_code(model: ControlVAE, x: Tensor, posterior: tuple[Tensor, ...], code: Tensor) -> dict[str, Tensor]:
+def terms_of_code(model: ControlVAE, x: Tensor, posterior: tuple[Tensor, ...], code: Tensor) -> dict[str, Tensor]:
     """The same from what encode(x) gave and a code drawn from it."""
     mu, logvar, log_q = posterior
     return {
@@ -269,12 +269,14 @@ def main() -> dict:
                 tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
                 x = train.colored(index)
                 with run.autocast():
-                    both = model.encode(torch.cat([x, deformed_copies(train, index)]))  # one pass for the two
-                    posterior, (_, _, log_q_copy) = zip(*(part.chunk(2) for part in both), strict=True)
+                    encoded = model.encode(torch.cat([x, deformed_copies(train, index)]))  # one pass for the two
+                    posterior, copies = zip(*(part.chunk(2) for part in encoded), strict=True)
                     code = model.sample(*posterior, tau, HARD)
-                    terms = elbo_terms_of_code(model, x, posterior, code)
-                    terms |= digit_terms(posterior[2][:, 0], log_q_copy[:, 0])
-                    terms["knob"] = knob_term(model, code)
+                    terms = {
+                        **terms_of_code(model, x, posterior, code),
+                        **digit_terms(posterior[2][:, 0], copies[2][:, 0]),
+                        "knob": knob_term(model, code),
+                    }
                 loss = terms["reconstruction"] + terms["kl_z"] + terms["kl_v"]
                 loss = loss + DIGIT_WEIGHT * digit_loss(terms) + KNOB_WEIGHT * terms["knob"]
                 optimizer.zero_grad()
@@ -297,13 +299,8 @@ def main() -> dict:
         # Only from here on are labels used. They name and score what was learned.
         runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
         scores = metrics.evaluate(model, functools.partial(elbo_terms, model, tau=history[-1]["tau"]), train, test)
-        if LATENT_DIM > 1:
-            scores.results.update(metrics.color_wheel_scores(scores.test_codes, test))
-        scores.results.update(
-            metrics.control_by_knob(
-                model, scores.results["color_latents"], (scores.train_codes, scores.test_codes), train, test
-            )
-        )
+        scores.results.update(metrics.color_wheel_scores(model.latents, scores.test_codes, test))
+        scores.results.update(metrics.control_by_knob(model, scores, train, test))
         figures(model, train, test, scores, history, floors)
         run.finish(scores.results, history)
     return scores.results

@@ -199,8 +199,7 @@ def main() -> dict:
         runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
         terms_of = functools.partial(elbo_terms, model, tau=history[-1]["tau"])
         scores = metrics.evaluate(model, terms_of, train, test)
-        if LATENT_DIM > 1:
-            scores.results.update(metrics.color_wheel_scores(scores.test_codes, test))
+        scores.results.update(metrics.color_wheel_scores(model.latents, scores.test_codes, test))
         figures(model, train, test, scores, history, floors)
         run.finish(scores.results, history)
     return scores.results

@@ -218,14 +218,54 @@ def test_swap_examples(test_set, perfect):
     assert metrics.hue_distance(hues, metrics.hue_of(column)[:, None]).max() < 1
 
 
-def test_the_wheel_is_measured(test_set):
+def test_color_wheel_scores(test_set):
     ink, angle = test_set.images.float().mean((1, 2)), torch.deg2rad(test_set.hues)
     codes = torch.stack([ink * angle.cos(), ink * angle.sin()], 1)
-    found = metrics.color_wheel_scores(codes, test_set)
+    plane = {"z1": slice(0, 1), "z2": slice(1, 2)}
+    found = metrics.color_wheel_scores(plane, codes, test_set)
     assert found["radius_ink_correlation"] == pytest.approx(1, abs=1e-4)
     assert found["angle_mi_hue"] > 2.2 and found["angle_mi_digit"] < 0.02
-    found = metrics.color_wheel_scores(torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0)), test_set)
+    noise = torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0))
+    found = metrics.color_wheel_scores(plane, noise, test_set)
     assert abs(found["radius_ink_correlation"]) < 0.05 and found["angle_mi_hue"] < 0.03
+    assert metrics.color_wheel_scores({"z1": slice(0, 1)}, noise, test_set) == {}
+
+
+def test_control_by_knob(test_set, perfect, capsys):
+    """The first variable is the digit in one model, and useless in the other."""
+    codes = perfect.codes(test_set)
+
+    class Turned:
+        latents = {"z1": slice(0, 1), "v1": slice(1, 11), "v2": slice(11, 13)}  # noqa: RUF012
+
+        def decode(self, code):
+            return perfect.decode(torch.cat([code[:, :1], code[:, 11:], code[:, 1:11].roll(-3, 1)], 1))
+
+    def score(model, codes):
+        evaluation = metrics.Evaluation({"color_latents": ["z1"]}, codes, codes, *[()] * 3)
+        return metrics.control_by_knob(model, evaluation, test_set, test_set)
+
+    found = score(Turned(), torch.cat([codes[:, :1], codes[:, 3:].roll(3, 1), codes[:, 1:3]], 1))
+    assert found["category_digits"] == [7, 8, 9, 0, 1, 2, 3, 4, 5, 6]
+    assert found["digit_accuracy"] == found["digit_accuracy_one_to_one"] == 1
+    assert found["knob_digit"] == found["knob_hue"] == found["knob_both"] == 1
+    assert sum(map(sum, found["category_counts"])) == 10_000 and found["category_counts"][1][8] == 974
+    found = score(perfect, codes)  # two categories, which can name two digits
+    assert found["digit_accuracy"] < 0.13 and found["digit_accuracy_one_to_one"] is None
+    assert found["knob_digit"] < 0.15 and "no category is named after" in capsys.readouterr().out
+
+
+def test_best_one_to_one():
+    counts = torch.diag(torch.arange(10) + 1)
+    assert metrics.best_one_to_one(counts) == metrics.best_one_to_one(counts.roll(4, 1)) == 55
+    counts[0, 9] = 30  # one digit is the most common one of two categories
+    assert metrics.best_one_to_one(counts) == 44 + 30 + 0
+
+
+def test_hue_codes(test_set):
+    codes = torch.stack([test_set.hues, 2 * test_set.hues], 1)
+    found = metrics.hue_codes(codes, test_set, torch.tensor([60.0, 200.0]))
+    assert torch.allclose(found, torch.tensor([[60.0, 120], [200, 400]]), atol=3)
 
 
 def test_a_dead_latent_is_named(test_set, perfect, capsys):

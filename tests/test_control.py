@@ -1,0 +1,168 @@
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, kl_divergence
+
+import data
+import metrics
+import runs
+import vae_control
+import vae_joint
+from vae_control import ControlVAE
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return ControlVAE(2, 4, 10)
+
+
+@pytest.fixture
+def images(test_set):
+    return test_set.colored(slice(60))
+
+
+def test_the_network_is_the_joint_models_in_other_sizes(model):
+    joint = vae_joint.JointVAE(2, 4, 10)
+    assert {name: w.shape for name, w in model.state_dict().items()} == {
+        name: w.shape for name, w in joint.state_dict().items()
+    }
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2_696_540
+    joint.load_state_dict(model.state_dict())
+    x = torch.rand(5, 3, 28, 28)
+    assert torch.equal(model.code(x), joint.code(x)) and torch.equal(model.kl(x), joint.kl(x))
+    assert torch.equal(model.decode(model.code(x)), joint.decode(joint.code(x))) and model.latents == joint.latents
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        terms = vae_control.elbo_terms(model, x, 0.7)
+        torch.manual_seed(1)
+        assert {name: t.item() for name, t in terms.items()} == pytest.approx(
+            {name: t.item() for name, t in vae_joint.elbo_terms(joint, x, 0.7).items()}
+        )
+
+
+def test_digit_terms_against_torch_distributions():
+    generator = torch.Generator().manual_seed(0)
+    logits, other = 3 * torch.randn(2, 50, 10, generator=generator, dtype=torch.float64)
+    terms = vae_control.digit_terms(logits.log_softmax(-1), other.log_softmax(-1))
+    q, copy = Categorical(logits=logits), Categorical(logits=other)
+    assert torch.allclose(terms["agreement"], kl_divergence(q, copy).sum())
+    assert torch.allclose(terms["entropy"], q.entropy().sum())
+    assert torch.allclose(terms["mean_entropy"], 50 * Categorical(probs=q.probs.mean(0)).entropy())
+    # Images that agree, are certain and fill all categories have the lowest loss.
+    certain = (1e4 * torch.eye(10).repeat(5, 1)).log_softmax(-1)
+    uniform = torch.zeros(50, 10).log_softmax(-1)
+    low, high = (vae_control.digit_loss(vae_control.digit_terms(x, x)).item() / 50 for x in (certain, uniform))
+    assert low == pytest.approx(-vae_control.BALANCE_WEIGHT * math.log(10))
+    assert high == pytest.approx((1 - vae_control.BALANCE_WEIGHT) * math.log(10), rel=1e-5)
+
+
+def test_the_side_of_the_original_is_held_fixed():
+    log_q, copy = (torch.randn(5, 10).log_softmax(-1).requires_grad_() for _ in range(2))
+    vae_control.digit_terms(log_q, copy)["agreement"].backward()
+    assert log_q.grad is None and copy.grad.abs().sum() > 0
+
+
+def test_the_knob_term_trains_only_the_decoder(model, images):
+    code = model.code(images).requires_grad_()
+    vae_control.knob_term(model, code).backward()
+    assert code.grad is None and all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert model.categorical_head.weight.grad is None and model.decoder[0].weight.grad.abs().sum() > 0
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_knob_term_is_low_when_pictures_show_the_category(model, images, monkeypatch):
+    """A decoder that writes the category into a pixel row, and an encoder that reads it there."""
+    monkeypatch.setattr(model, "decode", lambda code: nn.functional.pad(code[:, 2:12, None, None], (0, 27, 0, 27)))
+    monkeypatch.setattr(model, "encode", lambda x: (0, 0, (100 * x[:, :10, 0, 0]).log_softmax(-1)[:, None]))
+    assert vae_control.knob_term(model, model.code.__func__(ControlVAE(2, 4, 10), images)).item() < 1e-3
+    monkeypatch.setattr(model, "encode", lambda x: (0, 0, (0 * x[:, :10, 0, 0]).log_softmax(-1)[:, None]))
+    assert vae_control.knob_term(model, torch.zeros(60, 42)).item() == pytest.approx(60 * math.log(10), rel=1e-5)
+
+
+def test_deformed_copies_keep_the_digit_and_take_another_hue(test_set):
+    index = torch.arange(500)
+    copies = vae_control.deformed_copies(test_set, index)
+    assert (metrics.digit_of(copies) == test_set.digits[index]).float().mean() > 0.93
+    assert metrics.hue_distance(metrics.hue_of(copies), test_set.hues[index].roll(1)).max() < 1
+    assert (copies.amax(1) - test_set.colored(index).amax(1)).abs().mean() > 0.03
+
+
+def test_the_start_with_the_lowest_loss_goes_on(few_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(vae_control, "START_EPOCHS", 4)
+    monkeypatch.setattr(vae_control, "BATCH_SIZE", 50)
+    with runs.start(tmp_path, vars(vae_control) | {"DEVICE": "cpu"}) as run:
+        train = data.colored_set(train=True, device=run.device)
+        torch.manual_seed(0)
+        best = vae_control.best_start(train, run)
+        torch.manual_seed(0)
+        models = [ControlVAE(2, 4, 10) for _ in range(4)]
+    losses = [float(x) for x in capsys.readouterr().out.splitlines()[-1].split("of each")[1].split()]
+    moved = [(best.encoder[1].weight - model.encoder[1].weight).abs().mean().item() for model in models]
+    assert losses[moved.index(min(moved))] == min(losses) < max(losses) and min(moved) > 0
+    mean = train.colored(slice(None)).mean()
+    assert (model_mean := best.decode(best.code(train.colored(slice(50)))).mean()) == pytest.approx(mean, rel=0.1)
+    assert model_mean < 0.2  # torch's own first pictures are grey
+
+
+def run(folder, monkeypatch, **constants):
+    monkeypatch.setattr(vae_control, "OUTPUT_DIR", folder)
+    for name, value in ({"N_STARTS": 2, "START_EPOCHS": 1, "BATCH_SIZE": 64} | constants).items():
+        monkeypatch.setattr(vae_control, name, value)
+    return vae_control.main()
+
+
+def test_main_and_resume(few_images, tmp_path, monkeypatch, capsys):
+    whole = run(tmp_path / "whole", monkeypatch, EPOCHS=3)
+    written = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert written["results"] == whole and [row["epoch"] for row in written["history"]] == [1, 2, 3]
+    assert sum(whole[f"test_{name}"] for name in ("reconstruction", "kl_z", "kl_v")) == pytest.approx(
+        whole["test_loss"]
+    )
+    common = {"loss", "reconstructions", "latent_usage", "control_on_demand", "control_by_swap"}
+    own = {"color_wheel", "confusion", "finding", "styles"}
+    assert {path.stem for path in (tmp_path / "whole").glob("*.png")} == common | own
+    assert 0 < (tmp_path / "whole" / "knobs.gif").stat().st_size < 1_500_000
+
+    save = runs.Run.checkpoint
+
+    def save_and_die(self, history):
+        save(self, history)
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.Run, "checkpoint", save_and_die)
+    with pytest.raises(SystemExit, match="130"):
+        run(tmp_path / "cut", monkeypatch)
+    monkeypatch.setattr(runs.Run, "checkpoint", save)
+    capsys.readouterr()
+    assert run(tmp_path / "cut", monkeypatch) == whole
+    assert "Going on after epoch 2" in capsys.readouterr().out
+    weights = [vae_control.load_model(tmp_path / name / "model.pt").state_dict() for name in ("whole", "cut")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [
+        {"N_VARIABLES": 1, "LATENT_DIM": 1, "N_CATEGORIES": 3, "ELASTIC": 0.0},
+        {"N_CATEGORIES": 12, "N_STARTS": 1, "KNOB_WEIGHT": 0.0, "DIGIT_WEIGHT": 0, "PRECISION": "float32"},
+    ],
+)
+def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
+    results = run(tmp_path, monkeypatch, EPOCHS=1, **constants)
+    assert results["digit_accuracy_one_to_one"] is None and len(results["category_digits"]) == constants["N_CATEGORIES"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("N_STARTS", 0), ("KNOB_WEIGHT", -1), ("MAX_SCALE", 1), ("ELASTIC", None)])
+def test_an_impossible_constant_is_refused(name, value, few_images, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=f"{name} is .*: it must.*\\.$"):
+        run(tmp_path, monkeypatch, **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rate_falls_to_zero():
+    assert [vae_control.rate(step, 100) for step in (0, 50, 75, 100)] == [1, 1, 0.5, 0]
