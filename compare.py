@@ -1,4 +1,4 @@
-"""The three VAEs side by side: the same test images, the same requests, the same seeds.
+"""The four VAEs side by side: the same test images, the same requests, the same scores.
 
     python compare.py
 
@@ -20,10 +20,11 @@ import metrics
 import plots
 import runs
 import vae_continuous
+import vae_control
 import vae_discrete
 import vae_joint
 
-SEEDS = (0, 1, 2)
+SEEDS = {"continuous": (0, 1, 2), "discrete": (0, 1, 2), "joint": (0, 1, 2), "control": (0, 1, 2, 3, 4)}
 
 # Constants worth trying: (model, edits, seeds).
 EDITS = (
@@ -38,7 +39,7 @@ EDITS = (
 )
 
 OUTPUT_DIR = Path(__file__).parent / "outputs" / "compare"
-SCRIPTS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint}
+SCRIPTS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint, "control": vae_control}
 COLUMNS = {  # of both tables: heading → (key in the results, factor)
     "test loss": ("test_loss", 1),
     "above the floor": ("test_above_floor", 1),
@@ -47,6 +48,10 @@ COLUMNS = {  # of both tables: heading → (key in the results, factor)
     "hue kept, %": ("reconstruction_hue", 100),
     "on demand, both %": ("demand_both", 100),
     "by swap, both %": ("swap_both", 100),
+}
+KNOB_COLUMNS = {  # of the first table, for the models that have them
+    "by knob, both %": ("knob_both", 100),
+    "first variable is the digit, %": ("digit_accuracy", 100),
 }
 
 
@@ -84,11 +89,19 @@ def run_seed(script: ModuleType, seed: int, edits: dict) -> dict:
     return run(script, folder_of(script, seed, edits), {"SEED": seed, **edits})
 
 
-def table(rows: dict[str, list[dict]]) -> str:
-    """Markdown: a row for each entry, the mean ± the standard deviation of its runs in each column."""
-    lines = [["", *COLUMNS, "seeds"]]
+def table(rows: dict[str, list[dict]], columns: dict[str, tuple[str, float]] = COLUMNS) -> str:
+    """Markdown: a row for each entry, the mean ± the standard deviation of its runs in each column.
+
+    A dash stands where a model has no such score.
+    """
+    lines = [["", *columns, "seeds"]]
     for name, contents in rows.items():
-        cells = [spread([factor * content["results"][key] for content in contents]) for key, factor in COLUMNS.values()]
+        values = [[content["results"].get(key) for content in contents] for key, _ in columns.values()]
+        factors = [factor for _, factor in columns.values()]
+        cells = [
+            "–" if None in runs_of else spread([factor * value for value in runs_of])
+            for runs_of, factor in zip(values, factors, strict=True)
+        ]
         lines.append([name, *cells, str(len(contents))])
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -130,18 +143,20 @@ def _check_seeds(name: str, seeds: tuple[int, ...]) -> None:
 
 def main() -> dict[str, list[dict]]:
     """Runs or reads everything, writes the tables and the figure; returns the contents by row of the first table."""
-    _check_seeds("SEEDS", SEEDS)
+    for name in SCRIPTS:
+        _check_seeds("SEEDS", SEEDS.get(name))
     for name, edits, seeds in EDITS:
         if name not in SCRIPTS or not all(hasattr(SCRIPTS[name], constant) for constant in edits):
             raise SystemExit(f"EDITS names {name!r} with {', '.join(edits)}: it must be a model and constants of it.")
         _check_seeds("EDITS", seeds)
-    models = {name: [run_seed(script, seed, {}) for seed in SEEDS] for name, script in SCRIPTS.items()}
-    for file, rows in (("table.md", models), ("constants.md", edited(models))):
-        print(f"\n{table(rows)}")
+    models = {name: [run_seed(script, seed, {}) for seed in SEEDS[name]] for name, script in SCRIPTS.items()}
+    tables = {"table.md": table(models, COLUMNS | KNOB_COLUMNS), "constants.md": table(edited(models))}
+    for file, text in tables.items():
+        print(f"\n{text}")
         with runs.atomic_write(OUTPUT_DIR / file) as temporary:
-            temporary.write_text(table(rows), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
-    weights = {name: folder_of(script, SEEDS[0], {}) / "model.pt" for name, script in SCRIPTS.items()}
+    weights = {name: folder_of(script, SEEDS[name][0], {}) / "model.pt" for name, script in SCRIPTS.items()}
     missing = [path for path in weights.values() if not path.exists()]
     if missing:
         print(f"comparison.png is left as it is: there are no weights at {missing[0]} (they come with a run).")

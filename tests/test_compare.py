@@ -4,6 +4,7 @@ import pytest
 
 import compare
 import vae_continuous
+import vae_control
 import vae_joint
 
 
@@ -13,15 +14,22 @@ def tiny(few_images, tmp_path, monkeypatch):
     for script in compare.SCRIPTS.values():
         monkeypatch.setattr(script, "OUTPUT_DIR", tmp_path / script.__name__)
         monkeypatch.setattr(script, "EPOCHS", 1)
+    monkeypatch.setattr(vae_control, "N_STARTS", 1)
     return tmp_path
 
 
 def test_main_runs_what_is_missing_and_reads_the_rest(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "SEEDS", (0,))
+    monkeypatch.setattr(compare, "SEEDS", dict.fromkeys(compare.SCRIPTS, (0,)))
     monkeypatch.setattr(compare, "EDITS", (("joint", {"N_VARIABLES": 2}, (0,)),))
     first = compare.main()
-    assert capsys.readouterr().out.count("\nRunning ") == 4
-    assert {path.name for path in tiny.iterdir()} == {"vae_continuous", "vae_discrete", "vae_joint", "compare"}
+    assert capsys.readouterr().out.count("\nRunning ") == 5
+    assert {path.name for path in tiny.iterdir()} == {
+        "vae_continuous",
+        "vae_control",
+        "vae_discrete",
+        "vae_joint",
+        "compare",
+    }
     assert (tiny / "compare" / "comparison.png").exists()
     edited = json.loads((tiny / "compare" / "vae_joint_N_VARIABLES=2_SEED=0" / "metrics.json").read_text())
     assert edited["constants"]["N_VARIABLES"] == 2 and vae_joint.N_VARIABLES == 3
@@ -46,14 +54,17 @@ def test_spread_and_table():
     lines = compare.table({"joint": [content, content]}).splitlines()
     assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| joint | 0.5 ± 0.0 |") and lines[2].endswith("| 50.0 ± 0.0 | 2 |")
+    assert compare.table({"joint": [content]}, compare.COLUMNS | compare.KNOB_COLUMNS).endswith(
+        "| 50.0 | – | – | 1 |\n"
+    )
 
 
 def test_impossible_seeds_are_refused(monkeypatch):
     for seeds in ((), [0], (0.5,), (-1,)):
-        monkeypatch.setattr(compare, "SEEDS", seeds)
+        monkeypatch.setattr(compare, "SEEDS", {"continuous": seeds})
         with pytest.raises(SystemExit, match="SEEDS has"):
             compare.main()
-    monkeypatch.setattr(compare, "SEEDS", (0,))
+    monkeypatch.setattr(compare, "SEEDS", dict.fromkeys(compare.SCRIPTS, (0,)))
     for edit in (("joint", {"N_VARIABLE": 2}, (0,)), ("both", {}, (0,)), ("joint", {"N_VARIABLES": 2}, 0)):
         monkeypatch.setattr(compare, "EDITS", (edit,))
         with pytest.raises(SystemExit, match="EDITS"):
