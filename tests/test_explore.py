@@ -417,6 +417,18 @@ def test_a_fault_is_one_sentence_and_the_old_page_stays(fault, outputs):
     assert explore.PAGE.read_text() == "old" and not list(outputs.glob("*.tmp*"))
 
 
+def test_a_full_disk_leaves_the_old_page(outputs, monkeypatch):
+    def write_a_part(path, text, **options):
+        path.write_bytes(text[:1000].encode())
+        raise OSError(28, "No space left on device")
+
+    explore.PAGE.write_text("old")
+    monkeypatch.setattr(Path, "write_text", write_a_part)
+    with pytest.raises(SystemExit, match=r"explore\.html could not be written \(No space left on device\)"):
+        explore.main()
+    assert explore.PAGE.read_text() == "old" and not list(outputs.glob("*.tmp*"))
+
+
 @pytest.mark.skipif(explore.vae.__name__ != "vae_control", reason="the joint model names no categories")
 @pytest.mark.parametrize("results", [{}, {"category_digits": NAMES[:9]}, {"category_digits": NAMES[::-1]}])
 def test_numbers_of_another_run_are_refused(results, outputs):
