@@ -352,6 +352,8 @@ def test_another_dataset_names_its_classes(visit, outputs, monkeypatch):
     page = visit(explore.main(), PHONE)
     assert page.text_content("#digit9").strip() == "Ankle boot" and "T-shirt/top" in page.text_content("#bars")
     assert "trained on FashionMNIST" in page.text_content("#dataset") and page.is_visible("#dataset")
+    drag(page, "#field", [(0.1, 0.1), (0.3, 0.3)])
+    assert torch.equal(pixels(page, "seen"), pixels(page, "field"))  # only MNIST's digits were scaled and centred
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
