@@ -165,7 +165,7 @@ def test_its_arithmetic_is_torchs(visit, made, model, test_set):
         packed = b"".join(base64.b64decode(pictures[i]) for _, pictures in found)
         pictures = torch.frombuffer(bytearray(packed), dtype=torch.uint16).float().view(-1, 28, 28, 3) / 65535
         assert (pictures.permute(0, 3, 1, 2) - target).abs().max() < 0.01
-    assert (torch.tensor([code["v"] for code, _ in found]) == v).double().mean() >= 0.995
+    assert (torch.tensor([code["v"] for code, _ in found]) == v).all(1).double().mean() >= 0.995
     assert (torch.tensor([code["z"] for code, _ in found]) - codes[:, :2]).abs().max() < 0.02
     q = torch.tensor([code["q"] for code, _ in found])
     assert (q - model.encode(x)[2].exp()).abs().max() < 0.05 and torch.allclose(q.sum(-1), torch.ones(200, 4))
@@ -214,7 +214,7 @@ def test_test_images_pass_the_field_unchanged_wherever_they_lie(visit, made, tes
         assert torch.equal(pixels(page, "field"), pixels(page, "seen"))
     assert len(shown) > 1
     moved = """(shift) => { let changed = 0;
-        for (let n = 0; n < 300; n++) {
+        for (let n = 0; n < 200; n++) {
             const grey = Float32Array.from(images.subarray(784 * n, 784 * (n + 1)), (ink) => ink / 255);
             const away = grey.map((_, i) => i % 28 < 25 ? grey[i - shift] || 0 : 0); // 3 pixels at least are empty
             const there = grey.every((ink, i) => ink === 0 || away[i + shift] === ink);
@@ -373,9 +373,11 @@ def test_the_page_is_small_and_the_same_each_time_and_says_where_it_is(made, out
 
 def test_pack_is_a_row_of_bits():
     assert explore.pack(torch.tensor([1, 4095, 0, 16]).numpy(), 12) == "AB//AAAQ"
-    layer = explore.pack_layer(torch.tensor([[1.0, -0.5, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([0.25, -1.0]), 8)
-    assert layer["scale"][0] == pytest.approx(1 / 127) and layer["bias"] == [0.25, -1.0]
-    assert layer["weights"] == explore.pack(torch.tensor([255, 128, 64, 128, 128, 128]).numpy(), 8)  # input by input
+    layer = explore.pack_layer(torch.tensor([[1.0, -0.5, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([0.25, -1.0]))
+    assert layer["scale"][0] == pytest.approx(1 / 2047) and layer["bias"] == [0.25, -1.0]
+    assert layer["weights"] == explore.pack(
+        torch.tensor([4095, 2048, 1024, 2048, 2048, 2048]).numpy(), 12
+    )  # input by input
 
 
 def other_sizes(folder):
