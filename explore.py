@@ -1,117 +1,230 @@
-"""A window on the trained joint model: drag a point through the plane of its continuous numbers, choose categories.
+"""Writes a page on which anyone can draw a digit, turn its knobs and recolour it, and opens it in the browser.
 
-    python vae_joint.py          # first: trains the model
+    python vae_control.py        # first: trains the model whose knobs are on the page
     python explore.py            # trains nothing
 
-Left: the plane, with the codes of test images in their true hues; press or drag to move the point. Right: the decoded
-digit, with a slider for each categorical variable below. Keys: r jumps to the code of a random test image, w saves the
-picture as outputs/vae_joint/explored.png, q closes the window.
+The page, outputs/explore.html, is explore_template.html with the weights of vae_control.py's model and of
+cyclegan_colors.py's generators in it. It needs no Python, no server and no network: its own JavaScript computes what
+the networks compute. Its weights are rounded to 12 bits, which changes no pixel of a picture by 0.01.
 """
 
-import matplotlib.pyplot as plt
+import base64
+import json
+import webbrowser
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import torch
-from matplotlib.backend_bases import KeyEvent, MouseEvent
-from matplotlib.widgets import Slider
+from torch import Tensor, nn
 
+import cyclegan_colors
 import data
 import metrics
-import plots
 import runs
-import vae_joint
 
-N_SHOWN = 3000  # codes of test images in the plane
-REACH = 4.0  # the plane goes from -REACH to REACH
+try:  # the model on the page
+    import vae_control as vae
+except ModuleNotFoundError:
+    import vae_joint as vae
 
+N_TEST_IMAGES = 200  # a visitor can take one of them at random
+N_DOTS = 2000  # codes of test images on the wheel
+N_HUES = 36  # of the wheel's table, evenly spaced from 0 degrees
+HUE_WINDOW = 15.0  # degrees: a hue's point is the median of the codes of images at most so far from it
+# Bits of a weight. With 12 the page has 5.8 MB. With 8 it has 4 MB, but pixels are off by up to 0.03, and in three of a
+# hundred images a variable takes another category.
+BITS = 12
 
-class Explorer:
-    """The window: `code` (D + N·K,) is what is decoded; every control writes to it and calls draw()."""
-
-    def __init__(self, model: vae_joint.JointVAE, test: data.ColoredSet):
-        self.model, self.test = model, test
-        self.random = torch.Generator().manual_seed(0)
-        few = test[:N_SHOWN]
-        codes = metrics.codes_of(model, few)
-        self.code = codes[0].clone()
-
-        rows = model.n_variables
-        self.figure = plt.figure("Joint VAE: explore", figsize=(11, 5.2 + 0.3 * rows))
-        bottom = (0.3 * rows + 0.7) / (5.2 + 0.3 * rows)  # the sliders are below
-        self.plane = self.figure.add_axes((0.06, bottom, 0.42, 0.93 - bottom))
-        self.plane.scatter(*codes[:, :2].T.numpy(), c=few.hues.numpy(), cmap="hsv", vmin=0, vmax=360, s=3, linewidths=0)
-        self.plane.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
-        self.plane.set_title("press or drag: test codes in their true hues")
-        (self.point,) = self.plane.plot([], [], "o", markersize=11, markerfacecolor="none", color="black", mew=2)
-        self.picture = self.figure.add_axes((0.54, bottom, 0.42, 0.93 - bottom))
-        self.picture.set_axis_off()
-        self.image = self.picture.imshow(np.zeros((28, 28, 3)))
-        self.sliders = []
-        for i in range(model.n_variables):
-            axes = self.figure.add_axes((0.12, 0.04 + (rows - 1 - i) * (bottom - 0.12) / rows, 0.78, 0.03))
-            slider = Slider(axes, f"$v_{{{i + 1}}}$", 1, model.n_categories, valstep=1)
-            slider.on_changed(lambda value, i=i: self.choose(i, int(value) - 1))
-            self.sliders.append(slider)
-        self.figure.canvas.mpl_connect("button_press_event", self.move)
-        self.figure.canvas.mpl_connect("motion_notify_event", self.move)
-        self.figure.canvas.mpl_connect("key_press_event", self.press)
-        self.show_code(self.code)
-
-    def show_code(self, code: torch.Tensor) -> None:
-        """Takes over a whole code, and sets every control to it."""
-        self.code = code.clone()
-        for i, slider in enumerate(self.sliders):
-            slider.eventson = False
-            slider.set_val(int(code[self.model.latents[f"v{i + 1}"]].argmax()) + 1)
-            slider.eventson = True
-        self.draw()
-
-    def move(self, event: MouseEvent) -> None:
-        """The mouse, pressed in the plane, sets the first two continuous numbers."""
-        if event.inaxes is self.plane and event.button == 1:
-            self.code[0], self.code[1] = event.xdata, event.ydata
-            self.draw()
-
-    def choose(self, variable: int, category: int) -> None:
-        """A slider sets one variable, counted from 0, to one category, counted from 0."""
-        columns = self.model.latents[f"v{variable + 1}"]
-        self.code[columns] = 0
-        self.code[columns.start + category] = 1
-        self.draw()
-
-    def press(self, event: KeyEvent) -> None:
-        """r: the code of a random test image; w: save the picture; q: close."""
-        if event.key == "r":
-            index = torch.randint(len(self.test.images), (1,), generator=self.random)
-            with torch.inference_mode():
-                code = self.model.code(self.test.colored(index))[0]
-            self.show_code(code)
-        elif event.key == "w":
-            path = vae_joint.OUTPUT_DIR / "explored.png"
-            plots.picture(path, self.decoded())
-            print(f"Saved {path}")
-        elif event.key == "q":
-            plt.close(self.figure)
-
-    def decoded(self) -> torch.Tensor:
-        """The picture of the present code, (3, 28, 28) in [0, 1]."""
-        with torch.inference_mode():
-            return self.model.decode(self.code[None])[0]
-
-    def draw(self) -> None:
-        """Decodes the code and shows it."""
-        self.point.set_data([self.code[0].item()], [self.code[1].item()])
-        self.image.set_data(self.decoded().permute(1, 2, 0).numpy())
-        self.figure.canvas.draw_idle()
+TEMPLATE = Path(__file__).parent / "explore_template.html"
+PAGE = Path(__file__).parent / "outputs" / "explore.html"
 
 
-def main() -> Explorer:
-    """Opens the window and returns when it is closed."""
-    model = runs.load_model(vae_joint.OUTPUT_DIR / "model.pt", vae_joint.JointVAE)
+def main() -> Path:
+    """Writes the page and opens it; returns where it is."""
+    text = json.dumps(page_content(), separators=(",", ":")).replace("</", "<\\/")
+    page = TEMPLATE.read_text(encoding="utf-8").replace("{{PAGE}}", text)
+    with runs.whole_file(PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+    print(f"Wrote {PAGE} ({PAGE.stat().st_size / 1e6:.1f} MB).")
+    if not webbrowser.open(PAGE.as_uri()):
+        print("No browser was found here: open that file in one.")
+    return PAGE
+
+
+def page_content() -> dict:
+    """All that the page needs besides its template. Exits with one sentence if a model is missing or does not fit."""
+    content, translation = saved_run(vae), saved_run(cyclegan_colors)
+    model = vae.load_model(vae.OUTPUT_DIR / "model.pt")
     if model.latent_dim < 2:
-        raise SystemExit("The trained model has a LATENT_DIM of 1: there is no plane to explore.")
-    explorer = Explorer(model, data.colored_set(train=False, device=torch.device("cpu")))
-    plt.show()
-    return explorer
+        raise SystemExit("The trained model has a LATENT_DIM of 1: there is no colour wheel to show.")
+    path = cyclegan_colors.OUTPUT_DIR / "generators.pt"
+    cyclegan_colors.load_model(path)  # refuses a file that does not hold the two generators
+    generators = runs.load_torch(path)
+
+    test = data.colored_set(train=False, device=torch.device("cpu"))
+    codes = metrics.codes_of(model, test)
+    z = codes[:, :2]
+    digit_of_category, category_of_digit = categories_and_digits(model, codes, test, content["results"])
+    return {
+        "dataset": data.DATASET,
+        "names": data.class_names(),
+        "n_test": len(test.images),
+        "latent_dim": model.latent_dim,
+        "n_variables": model.n_variables,
+        "n_categories": model.n_categories,
+        "digit_of_category": digit_of_category,
+        "category_of_digit": category_of_digit,
+        "reach": round(1.05 * z.norm(dim=1).quantile(0.995).item(), 2),  # the radius of the wheel
+        "wheel": short(wheel(z, test.hues), 4),
+        "dots": short(torch.cat([z, test.hues.nan_to_num()[:, None]], 1)[:N_DOTS], 3),
+        "test": {
+            "hues": test.hues[:N_TEST_IMAGES].nan_to_num().round().int().tolist(),
+            "images": pack(test.images[:N_TEST_IMAGES].numpy(), 8),
+        },
+        "domains": {
+            key: [
+                {"name": color, "rgb": rgb}
+                for color, rgb in zip(colors, short(data.palette(name, colors), 4), strict=True)
+            ]
+            for key, name, colors in (("a", "DOMAIN_A", data.DOMAIN_A), ("b", "DOMAIN_B", data.DOMAIN_B))
+        },
+        "networks": {
+            **vae_layers(model),
+            **{name: generator_layers(generators[name]) for name in ("a_to_b", "b_to_a")},
+        },
+        "shares": {
+            name: share
+            for name, share in {**translation["results"], **content["results"]}.items()
+            if name in ("digit_accuracy", "knob_both", "a_to_b_both", "b_to_a_both")
+        },
+        "origin": (
+            f"Written by explore.py from the model of {vae.__name__}.py (seed {content['constants'].get('SEED')}) and "
+            f"the generators of cyclegan_colors.py (seed {translation['constants'].get('SEED')}). The networks are in "
+            f"this file: nothing is loaded from elsewhere, and no drawing leaves the browser."
+        ),
+    }
+
+
+def saved_run(script: ModuleType) -> dict:
+    """The content of a script's metrics.json. Exits with one sentence if the run did not use data.py as it is now."""
+    path = script.OUTPUT_DIR / "metrics.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        constants, _ = dict(content["constants"]), dict(content["results"])
+    except FileNotFoundError:
+        raise SystemExit(f"{path} is not there: run python {script.__name__}.py first.") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SystemExit(f"{path} is damaged: run python {script.__name__}.py again.") from None
+    for name, then in constants.items():
+        now = json.loads(json.dumps(getattr(data, name, then)))  # tuples become lists, as in the file
+        if now != then:
+            raise SystemExit(
+                f"{name} in data.py is {now!r}, but {path} was made with {then!r}: set it back, or run python "
+                f"{script.__name__}.py again."
+            )
+    return content
+
+
+def categories_and_digits(
+    model: nn.Module, codes: Tensor, test: data.ColoredSet, results: dict
+) -> tuple[list[int], list[int | None]]:
+    """The digit that each category of the first variable is named after; for each digit, its category or None.
+
+    Where several categories bear a digit's name, the one that holds most of the test images stands for it.
+    """
+    categories = codes[:, model.latents["v1"]].argmax(1)
+    if vae.__name__ == "vae_joint":  # no variable is the digit: each category is named after its most common digit
+        counts = torch.stack(
+            [torch.bincount(test.digits[categories == k], minlength=10) for k in range(model.n_categories)]
+        )
+        results = {"category_digits": counts.argmax(1).tolist()}
+        results["digit_accuracy"] = counts.amax(1).sum().item() / len(codes)
+    try:
+        names = torch.tensor(results["category_digits"])
+        accuracy = (names[categories] == test.digits).double().mean().item()
+        belongs = len(names) == model.n_categories and abs(accuracy - results["digit_accuracy"]) < 0.002
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
+        belongs = False
+    if not belongs:
+        raise SystemExit(
+            f"metrics.json and model.pt in {vae.OUTPUT_DIR} are not of the same run: run python {vae.__name__}.py "
+            "again."
+        )
+    held = categories.bincount(minlength=model.n_categories)
+    largest = [torch.where(names == digit, held, -1) for digit in range(10)]
+    return names.tolist(), [int(held.argmax()) if held.max() >= 0 else None for held in largest]
+
+
+def wheel(z: Tensor, hues: Tensor) -> Tensor:
+    """The typical point of each of N_HUES evenly spaced hues, (N_HUES, 2): the median code of images near it."""
+    off = (hues[None] - torch.arange(N_HUES)[:, None] * 360 / N_HUES + 180) % 360 - 180  # (N_HUES, n) degrees
+    return torch.stack([z[near].median(0).values for near in off.abs() <= HUE_WINDOW])
+
+
+# ------------------------------------------------------------------------------------------- weights, packed
+
+
+def vae_layers(model: nn.Module) -> dict[str, list[dict]]:
+    """The layers of the VAE. Its pictures become pixel by pixel: R, G, B of a pixel side by side."""
+
+    def by_pixel(columns: Tensor) -> Tensor:  # (n, 3 · 784) → (n, 784 · 3)
+        return columns.unflatten(1, (3, -1)).transpose(1, 2).flatten(1)
+
+    first, second = (layer for layer in model.encoder if isinstance(layer, nn.Linear))
+    *hidden, last = (layer for layer in model.decoder if isinstance(layer, nn.Linear))
+    heads = {"gaussian_head": model.gaussian_head, "categorical_head": model.categorical_head}
+    return {
+        "encoder": [
+            pack_layer(by_pixel(first.weight), first.bias),
+            pack_layer(second.weight, second.bias),
+        ],
+        **{name: [pack_layer(head.weight, head.bias)] for name, head in heads.items()},
+        "decoder": [pack_layer(layer.weight, layer.bias) for layer in hidden]
+        + [pack_layer(by_pixel(last.weight.T).T, by_pixel(last.bias[None])[0])],
+    }
+
+
+def generator_layers(weights: dict[str, Tensor]) -> list[dict]:
+    """The convolutions of a generator, from its weights."""
+    generator = cyclegan_colors.Generator()
+    generator.load_state_dict(weights)
+    return [
+        pack_layer(layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias, layer.kernel_size[0], layer.padding[0])
+        for layer in generator
+        if isinstance(layer, nn.Conv2d)
+    ]
+
+
+def pack_layer(weight: Tensor, bias: Tensor, kernel: int = 1, padding: int = 0) -> dict:
+    """A layer; weight (outputs, inputs), where the inputs of a convolution are kernel × kernel × channels.
+
+    Each weight is stored as the nearest multiple of its output's scale, plus 2^(BITS - 1), input by input.
+    """
+    weight, bias = weight.detach(), bias.detach()
+    half = 2 ** (BITS - 1)
+    scale = weight.abs().amax(1).clamp(min=1e-12) / (half - 1)
+    return {
+        "outputs": weight.shape[0],
+        "inputs": weight.shape[1],
+        "kernel": kernel,
+        "padding": padding,
+        "bits": BITS,
+        "scale": short(scale, 7),
+        "bias": short(bias, 7),
+        "weights": pack((weight / scale[:, None]).round().int().add(half).T.numpy(), BITS),
+    }
+
+
+def pack(numbers: np.ndarray, bits: int) -> str:
+    """Whole numbers in [0, 2^bits) as `bits` bits each, highest bit first, in base64."""
+    each_bit = (numbers.reshape(-1, 1) >> np.arange(bits)[::-1]) & 1
+    return base64.b64encode(np.packbits(each_bit.astype(np.uint8))).decode()
+
+
+def short(values: Tensor, digits: int) -> list:
+    """Nested lists of floats, each rounded to so many significant digits."""
+    return [short(value, digits) if value.dim() else float(f"{value:.{digits}g}") for value in values]
 
 
 if __name__ == "__main__":
