@@ -22,16 +22,12 @@ import cyclegan_colors
 import data
 import metrics
 import runs
+import vae_control
 
-try:  # the model on the page
-    import vae_control as vae
-except ModuleNotFoundError:
-    import vae_joint as vae
-
+N_TRAIN_IMAGES = 10_000  # their codes show where a hue is on the wheel
 N_TEST_IMAGES = 200  # a visitor can take one of them at random
 N_DOTS = 2000  # codes of test images on the wheel
 N_HUES = 36  # of the wheel's table, evenly spaced from 0 degrees
-HUE_WINDOW = 15.0  # degrees: a hue's point is the median of the codes of images at most so far from it
 # Bits of a weight. With 12 the page has 5.8 MB. With 8 it has 4 MB, but pixels are off by up to 0.03, and in three of a
 # hundred images a variable takes another category.
 BITS = 12
@@ -44,7 +40,7 @@ def main() -> Path:
     """Writes the page and opens it; returns where it is."""
     text = json.dumps(page_content(), separators=(",", ":")).replace("</", "<\\/")
     page = TEMPLATE.read_text(encoding="utf-8").replace("{{PAGE}}", text)
-    with runs.whole_file(PAGE) as temporary:
+    with runs.atomic_write(PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
     print(f"Wrote {PAGE} ({PAGE.stat().st_size / 1e6:.1f} MB).")
     if not webbrowser.open(PAGE.as_uri()):
@@ -54,17 +50,19 @@ def main() -> Path:
 
 def page_content() -> dict:
     """All that the page needs besides its template. Exits with one sentence if a model is missing or does not fit."""
-    content, translation = saved_run(vae), saved_run(cyclegan_colors)
-    model = vae.load_model(vae.OUTPUT_DIR / "model.pt")
+    content, translation = saved_run(vae_control), saved_run(cyclegan_colors)
+    model = vae_control.load_model(vae_control.OUTPUT_DIR / "model.pt")
     if model.latent_dim < 2:
         raise SystemExit("The trained model has a LATENT_DIM of 1: there is no colour wheel to show.")
     path = cyclegan_colors.OUTPUT_DIR / "generators.pt"
     cyclegan_colors.load_model(path)  # refuses a file that does not hold the two generators
     generators = runs.load_torch(path)
 
-    test = data.colored_set(train=False, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    train, test = data.colored_set(train=True, device=cpu)[:N_TRAIN_IMAGES], data.colored_set(train=False, device=cpu)
     codes = metrics.codes_of(model, test)
-    z = codes[:, :2]
+    z, train_z = codes[:, :2], metrics.codes_of(model, train)[:, :2]
+    hues = torch.arange(N_HUES) * 360 / N_HUES
     digit_of_category, category_of_digit = categories_and_digits(model, codes, test, content["results"])
     return {
         "dataset": data.DATASET,
@@ -76,7 +74,7 @@ def page_content() -> dict:
         "digit_of_category": digit_of_category,
         "category_of_digit": category_of_digit,
         "reach": round(1.05 * z.norm(dim=1).quantile(0.995).item(), 2),  # the radius of the wheel
-        "wheel": short(wheel(z, test.hues), 4),
+        "wheel": short(metrics.hue_codes(train_z, train, hues), 4),
         "dots": short(torch.cat([z, test.hues.nan_to_num()[:, None]], 1)[:N_DOTS], 3),
         "test": {
             "hues": test.hues[:N_TEST_IMAGES].nan_to_num().round().int().tolist(),
@@ -99,7 +97,7 @@ def page_content() -> dict:
             if name in ("digit_accuracy", "knob_both", "a_to_b_both", "b_to_a_both")
         },
         "origin": (
-            f"Written by explore.py from the model of {vae.__name__}.py (seed {content['constants'].get('SEED')}) and "
+            f"Written by explore.py from the model of vae_control.py (seed {content['constants'].get('SEED')}) and "
             f"the generators of cyclegan_colors.py (seed {translation['constants'].get('SEED')}). The networks are in "
             f"this file: nothing is loaded from elsewhere, and no drawing leaves the browser."
         ),
@@ -134,12 +132,6 @@ def categories_and_digits(
     Where several categories bear a digit's name, the one that holds most of the test images stands for it.
     """
     categories = codes[:, model.latents["v1"]].argmax(1)
-    if vae.__name__ == "vae_joint":  # no variable is the digit: each category is named after its most common digit
-        counts = torch.stack(
-            [torch.bincount(test.digits[categories == k], minlength=10) for k in range(model.n_categories)]
-        )
-        results = {"category_digits": counts.argmax(1).tolist()}
-        results["digit_accuracy"] = counts.amax(1).sum().item() / len(codes)
     try:
         names = torch.tensor(results["category_digits"])
         accuracy = (names[categories] == test.digits).double().mean().item()
@@ -147,19 +139,13 @@ def categories_and_digits(
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
         belongs = False
     if not belongs:
+        folder = vae_control.OUTPUT_DIR
         raise SystemExit(
-            f"metrics.json and model.pt in {vae.OUTPUT_DIR} are not of the same run: run python {vae.__name__}.py "
-            "again."
+            f"metrics.json and model.pt in {folder} are not of the same run: run python vae_control.py again."
         )
     held = categories.bincount(minlength=model.n_categories)
     largest = [torch.where(names == digit, held, -1) for digit in range(10)]
     return names.tolist(), [int(held.argmax()) if held.max() >= 0 else None for held in largest]
-
-
-def wheel(z: Tensor, hues: Tensor) -> Tensor:
-    """The typical point of each of N_HUES evenly spaced hues, (N_HUES, 2): the median code of images near it."""
-    off = (hues[None] - torch.arange(N_HUES)[:, None] * 360 / N_HUES + 180) % 360 - 180  # (N_HUES, n) degrees
-    return torch.stack([z[near].median(0).values for near in off.abs() <= HUE_WINDOW])
 
 
 # ------------------------------------------------------------------------------------------- weights, packed

@@ -211,14 +211,15 @@ def deformed_copies(train: data.ColoredSet, index: Tensor) -> Tensor:
 
 
 def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
-    """Trains the encoders of N_STARTS models with the first term. Returns the model with the lowest loss.
+    """Trains the encoders of N_STARTS models with the first term, if it is on. Returns the one with the lowest loss.
 
     Its pictures start at the mean grey level of the training images. With torch's own biases they start grey, and the
     first steps would only learn to darken all of them.
     """
     models = [ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device) for _ in range(N_STARTS)]
     optimizers = [torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True) for model in models]
-    for epoch in range(1, START_EPOCHS + 1):
+    losses = [0.0] * N_STARTS
+    for epoch in range(1, START_EPOCHS + 1 if DIGIT_WEIGHT else 1):
         sums = torch.zeros(N_STARTS)
         batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
         for index in tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None):

@@ -17,8 +17,8 @@ import data
 import explore
 import metrics
 import runs
+import vae_control
 
-VAE = getattr(explore.vae, "ControlVAE", None) or explore.vae.JointVAE
 NAMES = [3, 7, 1, 0, 9, 2, 8, 5, 4, 4]  # of the categories: two are called 4, none is called 6
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 DESK, PHONE = {"width": 1600, "height": 1000}, {"width": 360, "height": 740}
@@ -27,7 +27,7 @@ DESK, PHONE = {"width": 1600, "height": 1000}, {"width": 360, "height": 740}
 def colored_model() -> nn.Module:
     """Random weights, except that z is a colour wheel: its angle is the hue, its radius the amount of ink."""
     torch.manual_seed(0)
-    model = VAE(2, 4, 10)
+    model = vae_control.ControlVAE(2, 4, 10)
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, nn.Linear):
@@ -67,7 +67,7 @@ def folders(model, test_set, tmp_path_factory):
 @pytest.fixture
 def outputs(folders, tmp_path, monkeypatch):
     """A copy of the two folders, and a place for the page; no browser is opened."""
-    for script, source, name in zip((explore.vae, cyclegan_colors), folders, ("vae", "translation"), strict=True):
+    for script, source, name in zip((vae_control, cyclegan_colors), folders, ("vae", "translation"), strict=True):
         monkeypatch.setattr(script, "OUTPUT_DIR", Path(shutil.copytree(source, tmp_path / name)))
     monkeypatch.setattr(explore, "PAGE", tmp_path / "explore.html")
     monkeypatch.setattr(webbrowser, "open", lambda uri: False)
@@ -78,7 +78,7 @@ def outputs(folders, tmp_path, monkeypatch):
 def made(folders, tmp_path_factory):
     """The page of these models."""
     with pytest.MonkeyPatch.context() as patch:
-        for script, folder in zip((explore.vae, cyclegan_colors), folders, strict=True):
+        for script, folder in zip((vae_control, cyclegan_colors), folders, strict=True):
             patch.setattr(script, "OUTPUT_DIR", folder)
         patch.setattr(explore, "PAGE", tmp_path_factory.mktemp("page") / "explore.html")
         patch.setattr(webbrowser, "open", lambda uri: False)
@@ -381,7 +381,7 @@ def test_pack_is_a_row_of_bits():
 
 
 def other_sizes(folder):
-    runs.save_model(folder / "vae" / "model.pt", VAE(1, 2, 10), 1, 2, 10)
+    runs.save_model(folder / "vae" / "model.pt", vae_control.ControlVAE(1, 2, 10), 1, 2, 10)
 
 
 FAULTS = {
@@ -433,7 +433,6 @@ def test_a_full_disk_leaves_the_old_page(outputs, monkeypatch):
     assert explore.PAGE.read_text() == "old" and not list(outputs.glob("*.tmp*"))
 
 
-@pytest.mark.skipif(explore.vae.__name__ != "vae_control", reason="the joint model names no categories")
 @pytest.mark.parametrize("results", [{}, {"category_digits": NAMES[:9]}, {"category_digits": NAMES[::-1]}])
 def test_numbers_of_another_run_are_refused(results, outputs):
     path = outputs / "vae" / "metrics.json"
@@ -492,7 +491,7 @@ def test_the_tracked_page_reads_test_images_as_its_model_does(visit, tracked, te
 
 def test_the_tracked_page_is_small_and_has_the_tracked_numbers(tracked):
     assert TRACKED.stat().st_size < 6_000_000 and tracked["names"] == data.class_names()
-    for script in (explore.vae, cyclegan_colors):
+    for script in (vae_control, cyclegan_colors):
         results = json.loads((script.OUTPUT_DIR / "metrics.json").read_text())["results"]
         for name in set(results) & set(tracked["shares"]):
             assert tracked["shares"][name] == results[name]
