@@ -290,14 +290,14 @@ def knobs(path: Path, originals: Tensor, digits: Tensor, hues: Tensor, digit_nam
         width_ratios=(digits.shape[1] + 1, hues.shape[1] + 1),
     )
     for axes, turned, names, title in (
-        (left, digits, digit_names, "one variable turned: the digit changes, style and hue stay"),
-        (right, hues, hue_names, "the two numbers turned: the hue changes, digit and style stay"),
+        (left, digits, digit_names, "one variable turned: the digit changes, the style and the hue stay"),
+        (right, hues, hue_names, "two numbers turned: the hue changes, the digit and the style stay"),
     ):
-        _tiles(axes, np.concatenate([_array(originals)[:, None], _array(turned)], 1), [], ["test\nimage", *names])
+        _tiles(axes, np.concatenate([_array(originals)[:, None], _array(turned)], 1), [], ["image", *names])
         axes.axvline(29, color="white", linewidth=3)
         axes.set_title(title)
-    left.set_xlabel("first variable set to the digit")
-    right.set_xlabel("continuous numbers set to the hue")
+    left.set_xlabel("test image, and the digit that the first variable is set to")
+    right.set_xlabel("test image, and the hue that the continuous numbers are set to")
     _save(figure, path)
 
 
