@@ -130,18 +130,21 @@ def class_names() -> list[str]:
     return [str(digit) for digit in range(10)] if DATASET == "MNIST" else getattr(torchvision.datasets, DATASET).classes
 
 
-def deform(x: Tensor, shift: float, rotation: float, scale: float, shear: float = 0.0, elastic: float = 0.0) -> Tensor:
-    """Images (B, C, 28, 28), each shifted, turned, scaled, sheared and distorted at random, bilinearly interpolated.
+def deform(
+    x: Tensor, shift: float, rotation: float, scale: float, stretch: float = 0, shear: float = 0, elastic: float = 0
+) -> Tensor:
+    """Images (B, C, 28, 28), each shifted, turned, scaled, stretched, sheared and distorted at random.
 
-    The first four are bounds of uniform distributions around none: pixels along each axis, degrees, a share of the
-    size, horizontal pixels for each vertical one. `elastic` is the standard deviation, in pixels, of a displacement
-    drawn at 5 × 5 points and interpolated between them (after Simard et al. 2003). What comes in from outside is black.
+    The first five are bounds of uniform distributions around none: pixels along each axis, degrees, a share of the
+    size, a share of the width, horizontal pixels for each vertical one. `elastic` is the standard deviation, in pixels,
+    of a displacement drawn at 5 × 5 points and interpolated between them (after Simard et al. 2003). Pixels are
+    interpolated bilinearly. What comes in from outside is black.
     """
     shifts, angles, scales = torch.rand(3, 2, len(x), device=x.device) * 2 - 1
     shifts = shifts * shift / 14  # grid_sample's coordinates span [-1, 1]
     angle, size, slant = angles[0] * math.radians(rotation), 1 + scales[0] * scale, angles[1] * shear
-    cos, sin = angle.cos() * size, angle.sin() * size
-    rows = (cos, cos * slant - sin, shifts[0]), (sin, sin * slant + cos, shifts[1])
+    cos, sin, width = angle.cos() * size, angle.sin() * size, 1 + scales[1] * stretch
+    rows = (cos * width, cos * slant - sin, shifts[0]), (sin * width, sin * slant + cos, shifts[1])
     grid = F.affine_grid(torch.stack([torch.stack(row, 1) for row in rows], 1), x.shape, align_corners=False)
     if elastic:
         displacement = torch.randn(len(x), 2, 5, 5, device=x.device) * elastic / 14

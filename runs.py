@@ -76,7 +76,7 @@ RULES = {
         ("DIGIT_WEIGHT", "AGREEMENT_WEIGHT", "BALANCE_WEIGHT", "KNOB_WEIGHT"), _number(lambda v: v >= 0, "of 0 or more")
     ),
     **dict.fromkeys(("MAX_SHIFT", "MAX_ROTATION", "MAX_SHEAR", "ELASTIC"), _number(lambda v: v >= 0, "of 0 or more")),
-    **dict.fromkeys(("BETA1", "MAX_SCALE"), _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
+    **dict.fromkeys(("BETA1", "MAX_SCALE", "MAX_STRETCH"), _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
     "DECAY_FROM": _number(lambda v: 0 <= v <= 1, "from 0 to 1"),
     **dict.fromkeys(("HARD", "RESUME", "START_AT_MEAN", "HE_WEIGHTS"), _choice(True, False)),
     "PRECISION": _choice("auto", "bfloat16", "float32"),

@@ -48,10 +48,11 @@ AGREEMENT_WEIGHT = 5.0  # within it, of their KL; a larger one makes it harder t
 BALANCE_WEIGHT = 4.0  # within it, of the entropy of the variable's mean: keeps all categories in use
 KNOB_WEIGHT = 10.0  # of the second term: a picture drawn with another digit is read as that digit
 
-# The deformed copies: bounds of a random shift, rotation, scale and shear, and the size of the elastic displacement.
+# The deformed copies: bounds of a random shift, rotation, scale, stretch and shear, and the elastic displacement.
 MAX_SHIFT = 2.25  # pixels, in both directions along each axis
 MAX_ROTATION = 13.5  # degrees
 MAX_SCALE = 0.125  # share of the size, up or down
+MAX_STRETCH = 0.15  # share of the width, up or down
 MAX_SHEAR = 0.15  # horizontal pixels for each vertical one
 ELASTIC = 0.7  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
 
@@ -61,7 +62,7 @@ N_STARTS = 4
 START_EPOCHS = 6
 
 # Training.
-EPOCHS = 30  # after the start
+EPOCHS = 24  # after the start
 BATCH_SIZE = 250  # images
 LEARNING_RATE = 0.0015  # Adam's
 DECAY_FROM = 0.5  # share of the run after which the rate falls linearly to 0; 1: never
@@ -206,7 +207,8 @@ def knob_term(model: ControlVAE, code: Tensor) -> Tensor:
 
 def deformed_copies(train: data.ColoredSet, index: Tensor) -> Tensor:
     """The images of these indices (B,), each slightly deformed and in the colour of another one, (B, 3, 28, 28)."""
-    grey = data.deform(train.images[index][:, None] / 255, MAX_SHIFT, MAX_ROTATION, MAX_SCALE, MAX_SHEAR, ELASTIC)
+    bounds = MAX_SHIFT, MAX_ROTATION, MAX_SCALE, MAX_STRETCH, MAX_SHEAR, ELASTIC
+    grey = data.deform(train.images[index][:, None] / 255, *bounds)
     return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the order of a batch is random
 
 

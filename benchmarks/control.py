@@ -19,7 +19,7 @@ import vae_control
 
 SEEDS = (0, 1)
 SHORT = {"EPOCHS": 6}
-STILL = {"MAX_SHIFT": 0.0, "MAX_ROTATION": 0.0, "MAX_SCALE": 0.0, "MAX_SHEAR": 0.0, "ELASTIC": 0.0}
+STILL = {"MAX_SHIFT": 0.0, "MAX_ROTATION": 0.0, "MAX_SCALE": 0.0, "MAX_STRETCH": 0.0, "MAX_SHEAR": 0.0, "ELASTIC": 0.0}
 ROWS = {  # name of the row → edits of the constants
     "short run": {},
     "without the first term": {"DIGIT_WEIGHT": 0.0},

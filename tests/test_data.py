@@ -146,10 +146,15 @@ def test_deform():
     assert centers.abs().max() < 3.01 and centers.max() > 2.8 and centers.min() < -2.8
     size = data.deform(x, 0, 0, 0.1).sum((1, 2, 3)) / 64  # grows as the scale squared
     assert 0.82 < size.min() < 0.86 and 1.18 < size.max() < 1.24
-    turned, slanted = data.deform(x, 0, 45, 0), data.deform(x, 0, 0, 0, 0.5)
+    turned, slanted = data.deform(x, 0, 45, 0), data.deform(x, 0, 0, 0, shear=0.5)
     assert (turned.amax((1, 3)) > 0.1).sum(1).max() > 9  # higher than the square
     assert torch.equal((slanted.amax((1, 3)) > 0.1).sum(1), torch.full((200,), 8))  # wider, not higher
     assert (slanted.amax((1, 2)) > 0.1).sum(1).max() > 9
+    wide = data.deform(x, 0, 0, 0, stretch=0.2).sum((1, 2, 3)) / 64  # grows as the width
+    assert 0.8 < wide.min() < 0.86 and 1.2 < wide.max() < 1.27
+    torch.manual_seed(0)
+    moved = data.deform(x, 0, 0, 0, elastic=1.0) - x
+    assert moved.abs().amax((1, 2, 3)).min() > 0.1 and moved[:, :, :6].abs().max() < 0.1
 
 
 def test_a_color_depends_on_seed_and_index_alone():
