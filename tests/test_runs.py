@@ -251,7 +251,7 @@ def test_an_interrupt_ends_with_one_line(tmp_path):
         code = f"""
 import pathlib, runs
 for action in {actions!r}:
-    with runs.start(pathlib.Path({str(tmp_path)!r}), {{"SEED": {seed}}}) as run:
+    with runs.start(pathlib.Path({str(tmp_path)!r}), {{"SEED": {seed}, "RESUME": True}}) as run:
         exec(action)
 """
         ended = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT_DIR, capture_output=True, text=True)
