@@ -146,7 +146,8 @@ def start(
     _check_packages()
     check_folder(folder)
     _check_names(namespace, Path(namespace.get("__file__", "this script")).name)
-    _check_names(vars(data), "data.py", (*data.RANDOM_COLORS, *data.DOMAINS, "RANDOM_COLORS", "DOMAINS"))
+    of_data = (*data.RANDOM_COLORS, *data.DOMAINS, "RANDOM_COLORS", "DOMAINS")
+    _check_names(vars(data), "data.py", of_data, needed=data_constants)
     values = constants(namespace, data_constants)
     for name, value in values.items():
         accepts, sentence = RULES.get(name, (lambda v: True, ""))
@@ -171,11 +172,13 @@ def check_folder(folder: Path) -> None:
         raise SystemExit(f"OUTPUT_DIR is {folder!r}: it must be a Path, as in Path({str(folder)!r}).")
 
 
-def _check_names(namespace: dict, file: str, others: tuple[str, ...] = READ_BY_RUN) -> None:
+def _check_names(
+    namespace: dict, file: str, others: tuple[str, ...] = READ_BY_RUN, needed: tuple[str, ...] = ()
+) -> None:
     """Exits with one sentence if a constant is missing that a function of the namespace reads, or has a wrong name.
 
     Wrong: nothing reads it, though it is like the name of one that is read, or is a constant of another script.
-    `others`: names that are right though no function here reads them.
+    `others`: names that are right though no function here reads them. `needed`: those of them that must be there.
     """
     functions = [inspect.unwrap(value) for value in namespace.values() if inspect.isroutine(value)]
     classes = [value for value in namespace.values() if inspect.isclass(value)]
@@ -189,7 +192,7 @@ def _check_names(namespace: dict, file: str, others: tuple[str, ...] = READ_BY_R
                 advice = f"rename it to {meant[0]}, or delete it" if meant else "delete it"
                 if meant or name in RULES:
                     raise SystemExit(f"{name} is not a constant that {file} knows: {advice}.")
-    if missing := sorted(read - namespace.keys()):
+    if missing := sorted({*read, *needed} - namespace.keys()):
         raise SystemExit(f"{missing[0]} is not defined: put it back among the constants of {file}.")
 
 
