@@ -175,9 +175,9 @@ def check_folder(folder: Path) -> None:
 def _check_names(
     namespace: dict, file: str, others: tuple[str, ...] = READ_BY_RUN, needed: tuple[str, ...] = ()
 ) -> None:
-    """Exits with one sentence if a constant is missing that a function of the namespace reads, or has a wrong name.
+    """Exits with one sentence if a constant is missing that a function of the namespace reads, or is misspelt.
 
-    Wrong: nothing reads it, though it is like the name of one that is read, or is a constant of another script.
+    Misspelt: nothing reads it, and its name is like that of one that is read. Warns of those of other scripts.
     `others`: names that are right though no function here reads them. `needed`: those of them that must be there.
     """
     functions = [inspect.unwrap(value) for value in namespace.values() if inspect.isroutine(value)]
@@ -188,10 +188,11 @@ def _check_names(
     if "__file__" in namespace:  # a notebook has variables of its own
         for name in [name for name, value in namespace.items() if _is_constant(name, value)]:
             if read and name not in read and name not in others:
-                meant = difflib.get_close_matches(name, {*read, *others}, 1, 0.8)
-                advice = f"rename it to {meant[0]}, or delete it" if meant else "delete it"
-                if meant or name in RULES:
-                    raise SystemExit(f"{name} is not a constant that {file} knows: {advice}.")
+                if meant := difflib.get_close_matches(name, {*read, *others}, 1, 0.8):
+                    unknown = f"{name} is not a constant that {file} knows"
+                    raise SystemExit(f"{unknown}: rename it to {meant[0]}, or delete it.")
+                if name in RULES:
+                    print(f"Warning: nothing in {file} reads {name}.")
     if missing := sorted({*read, *needed} - namespace.keys()):
         raise SystemExit(f"{missing[0]} is not defined: put it back among the constants of {file}.")
 

@@ -45,10 +45,9 @@ def test_comparison(tmp_path):
 
 
 def test_a_users_own_settings_change_no_figure(tmp_path, monkeypatch):
-    drawing = [
-        f for name, f in inspect.getmembers(plots, inspect.isfunction) if "path" in inspect.signature(f).parameters
-    ]
-    assert len(drawing) > 15 and all(hasattr(f, "__wrapped__") for f in drawing if f is not plots._save)
+    functions = [function for _, function in inspect.getmembers(plots, inspect.isfunction) if function != plots._save]
+    drawing = [function for function in functions if "path" in inspect.signature(function).parameters]
+    assert len(drawing) > 15 and all(hasattr(function, "__wrapped__") for function in drawing)
 
     monkeypatch.setattr(plots, "DPI", 40)
     images = torch.rand(10, 3, 28, 28, generator=torch.Generator().manual_seed(0))
