@@ -245,8 +245,7 @@ def main() -> dict:
                     loss_d.backward()
                     domain.discriminator_optimizer.step()
 
-                    # 2. The generator that leads into the domain. Its step changes neither the discriminator nor, in
-                    # the cycle, the generator that leads back.
+                    # 2. The generator that leads into the domain. The networks its images pass through stay as they are.
                     domain.discriminator.requires_grad_(False)
                     other.generator.requires_grad_(False)
                     with autocast:
