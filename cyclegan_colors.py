@@ -245,7 +245,7 @@ def main() -> dict:
                     loss_d.backward()
                     domain.discriminator_optimizer.step()
 
-                    # 2. The generator that leads into the domain. The networks its images pass through stay as they are.
+                    # 2. The generator that leads into the domain. The networks its images go through stay as they are.
                     domain.discriminator.requires_grad_(False)
                     other.generator.requires_grad_(False)
                     with autocast:

@@ -351,10 +351,11 @@ class Run:
         before, now = {}, json.loads(json.dumps(self.constants))
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             before = dict(json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["constants"])
-        if "EPOCHS" not in before or first_difference(before, now, {"EPOCHS"}) or before["EPOCHS"] >= now["EPOCHS"]:
+        done = before.get("EPOCHS")
+        if type(done) is not int or first_difference(before, now, {"EPOCHS"}) or done >= now.get("EPOCHS", 0):
             return None
         why = "the schedule depends on EPOCHS" if "EPOCHS" in self._schedule else "its last state is not kept here"
-        return f"the finished run of {before['EPOCHS']} epochs cannot go on, because {why}"
+        return f"the finished run of {done} epochs cannot go on, because {why}"
 
     def checkpoint(self, history: list[dict]) -> None:
         """Saves the state of the parts that `resume` was given. `history` has a row for each finished epoch."""
