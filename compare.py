@@ -9,11 +9,15 @@ outputs/compare/, and draws comparison.png.
 
 import json
 import statistics
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import metrics
@@ -38,7 +42,7 @@ EDITS = (
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.2}, (0,)),
 )
 
-OUTPUT_DIR = Path(__file__).parent / "outputs" / "compare"
+OUTPUT_DIR = runs.ROOT / "outputs" / "compare"
 SCRIPTS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint, "control": vae_control}
 COLUMNS = {  # of both tables: heading → (key in the results, factor)
     "test loss": ("test_loss", 1),
@@ -63,11 +67,18 @@ def folder_of(script: ModuleType, seed: int, edits: dict) -> Path:
     return OUTPUT_DIR / "_".join([script.__name__, *parts])
 
 
-def run(script: ModuleType, folder: Path, edits: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> dict:
+def run(
+    script: ModuleType,
+    folder: Path,
+    edits: dict,
+    data_constants: tuple[str, ...] = data.RANDOM_COLORS,
+    names: Iterable[str] = (),
+) -> dict:
     """The content of metrics.json in a folder, if it was made with these constants; else that of a run into it.
 
     `edits`: constants of the script, or of data.py, with their values. The others stay as in the files.
-    `data_constants`: the names of those of data.py that decide what the script sees.
+    `data_constants`: the names of those of data.py that decide what the script sees. `names`: what the results must
+    have.
     """
     homes = {name: script if hasattr(script, name) else data for name in edits} | {"OUTPUT_DIR": script}
     before = {name: getattr(home, name) for name, home in homes.items()}
@@ -76,17 +87,20 @@ def run(script: ModuleType, folder: Path, edits: dict, data_constants: tuple[str
             setattr(homes[name], name, value)
         path = folder / "metrics.json"
         wanted = json.loads(json.dumps(runs.constants(vars(script), data_constants)))
-        if not path.exists() or runs.first_difference(json.loads(path.read_text())["constants"], wanted):
+        if not path.exists() or runs.first_difference(runs.load_results(path)["constants"], wanted):
             print(f"\nRunning {folder.name}.\n")
             script.main()
-        return json.loads(path.read_text())
+            if folder != before["OUTPUT_DIR"]:  # the state that a longer run would need: 33 MB for each of many runs
+                (folder / "finished.pt").unlink(missing_ok=True)
+        return runs.load_results(path, names)
     finally:
         for name, value in before.items():
             setattr(homes[name], name, value)
 
 
 def run_seed(script: ModuleType, seed: int, edits: dict) -> dict:
-    return run(script, folder_of(script, seed, edits), {"SEED": seed, **edits})
+    names = [key for key, _ in COLUMNS.values()]
+    return run(script, folder_of(script, seed, edits), {"SEED": seed, **edits}, names=names)
 
 
 def table(rows: dict[str, list[dict]], columns: dict[str, tuple[str, float]] = COLUMNS) -> str:
@@ -143,6 +157,9 @@ def _check_seeds(name: str, seeds: tuple[int, ...]) -> None:
 
 def main() -> dict[str, list[dict]]:
     """Runs or reads everything, writes the tables and the figure; returns the contents by row of the first table."""
+    for script in SCRIPTS.values():
+        runs.check_folder(script.OUTPUT_DIR)
+    runs.check_folder(OUTPUT_DIR)
     for name in SCRIPTS:
         _check_seeds("SEEDS", SEEDS.get(name))
     for name, edits, seeds in EDITS:
@@ -152,9 +169,9 @@ def main() -> dict[str, list[dict]]:
     models = {name: [run_seed(script, seed, {}) for seed in SEEDS[name]] for name, script in SCRIPTS.items()}
     tables = {"table.md": table(models, COLUMNS | KNOB_COLUMNS), "constants.md": table(edited(models))}
     for file, text in tables.items():
-        print(f"\n{text}")
         with runs.atomic_write(OUTPUT_DIR / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
+        print(f"\n{text}")
 
     weights = {name: folder_of(script, SEEDS[name][0], {}) / "model.pt" for name, script in SCRIPTS.items()}
     missing = [path for path in weights.values() if not path.exists()]
@@ -172,4 +189,4 @@ def main() -> dict[str, list[dict]]:
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

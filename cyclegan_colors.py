@@ -22,6 +22,7 @@ penalty); Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import judge
@@ -59,11 +62,11 @@ BATCH_SIZE = 120  # images of each domain
 LEARNING_RATE = 0.0003  # of all four networks
 DECAY_FROM = 0.8  # share of the run after which the rate falls linearly to 0; 1: never
 SEED = 0  # seeds the weights, the halves and the order of the images
-DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
+DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
 PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
 RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
 
-OUTPUT_DIR = Path(__file__).parent / "outputs" / "cyclegan_colors"
+OUTPUT_DIR = runs.ROOT / "outputs" / "cyclegan_colors"
 
 # Shapes below: B batch.
 
@@ -198,8 +201,8 @@ def make_domains(images: Tensor, digits: Tensor, colors: list[Tensor], device: t
 
 def main() -> dict:
     """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
-    colors = [data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)]
-    with runs.start(OUTPUT_DIR, globals(), data.DOMAINS) as run:
+    with runs.start(OUTPUT_DIR, globals(), data.DOMAINS, schedule=("EPOCHS",)) as run:
+        colors = [data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)]
         images, digits = data.load(train=True)
         test = [part.to(run.device) for part in data.load(train=False)]  # images, digits
         n = min(IMAGES_PER_EPOCH, len(images) // 2)  # of each domain in an epoch
@@ -221,7 +224,8 @@ def main() -> dict:
         optimizers = [o for domain in domains for o in (domain.generator_optimizer, domain.discriminator_optimizer)]
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
         parts = a.parts("a") | b.parts("b") | {f"schedule_{i}": schedule for i, schedule in enumerate(schedules)}
-        history = run.resume(**parts) or [log_row(directions, *test, run, 0, 0, steps)]
+        history = run.resume(**parts) or [log_row(directions, *test, run, 0, 0)]
+        print_row(history[-1], steps)
         step = history[-1]["step"]
         autocast = run.autocast()  # convolutions in bfloat16, where that is faster
 
@@ -241,8 +245,7 @@ def main() -> dict:
                     loss_d.backward()
                     domain.discriminator_optimizer.step()
 
-                    # 2. The generator that leads into the domain. Its step changes neither the discriminator nor, in
-                    # the cycle, the generator that leads back.
+                    # 2. The generator that leads into the domain. The networks its images go through stay as they are.
                     domain.discriminator.requires_grad_(False)
                     other.generator.requires_grad_(False)
                     with autocast:
@@ -260,8 +263,9 @@ def main() -> dict:
                     schedule.step()
                 run.check_finite(sum(losses), step)
                 step += 1
-            history.append(log_row(directions, *test, run, epoch, step, steps))
+            history.append(log_row(directions, *test, run, epoch, step))
             run.checkpoint(history)
+            print_row(history[-1], steps)
 
         generators = {"a_to_b": b.generator.state_dict(), "b_to_a": a.generator.state_dict()}
         runs.save_torch(OUTPUT_DIR / "generators.pt", generators)
@@ -273,15 +277,9 @@ def main() -> dict:
 
 
 def log_row(
-    directions: dict[str, metrics.Direction],
-    images: Tensor,
-    digits: Tensor,
-    run: runs.Run,
-    epoch: int,
-    step: int,
-    steps: int,
+    directions: dict[str, metrics.Direction], images: Tensor, digits: Tensor, run: runs.Run, epoch: int, step: int
 ) -> dict:
-    """Prints a line of the log. Returns its row of the history: scores of the first 2,000 test images, and pictures.
+    """A row of the history: scores of the first 2,000 test images, and pictures.
 
     The pictures, uint8 (2, 10, 3, 28, 28), are the first test image of each digit as it is translated now.
     """
@@ -293,14 +291,21 @@ def log_row(
         row |= {f"{name}_{part}": scores[f"{name}_{part}"] for part in ("digit", "color", "both")}
         pictures.append(direction.outputs(images[first], digits[first]))
     row["seconds"] = run.seconds()
+    return row | {"pictures": torch.stack(pictures).mul(255).round().byte().cpu()}
+
+
+def print_row(row: dict, steps: int) -> None:
+    """A line of the log, of a run of so many steps."""
     print(
-        f"{step:{len(str(steps))}d}/{steps} updates",
-        *(f"{name}: digit {row[f'{name}_digit']:6.1%}  colour {row[f'{name}_color']:6.1%}" for name in directions),
+        f"{row['step']:{len(str(steps))}d}/{steps} updates",
+        *(
+            f"{way}: digit {row[f'{way}_digit']:6.1%}  colour {row[f'{way}_color']:6.1%}"
+            for way in ("a_to_b", "b_to_a")
+        ),
         f"{row['seconds'] / 60:4.1f} min",
         sep=" | ",
         flush=True,
     )
-    return row | {"pictures": torch.stack(pictures).mul(255).round().byte().cpu()}
 
 
 def updates_to_99(history: list[dict]) -> int | None:
@@ -321,4 +326,4 @@ def figures(
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

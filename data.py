@@ -6,24 +6,42 @@ The images stay grey in memory (47 MB of uint8). A batch gets its colours on the
     x = train.colored(index)  # float32 (B, 3, 28, 28) in [0, 1]
 """
 
+import contextlib
 import math
 import os
 import shutil
+import socket
+import ssl
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path
 from urllib.error import URLError
 
-import matplotlib.colors
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 from torchvision.datasets.utils import calculate_md5, check_integrity
 
+# The import fails if MPLBACKEND names a window system that this Python lacks. Notebooks hand theirs on to `!python`. No
+# figure needs one, so the name is put aside for as long as the import takes.
+_backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+import matplotlib.colors  # noqa: E402
+
+if _backend is not None:
+    os.environ["MPLBACKEND"] = _backend
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = _backend
+
 # What to load: "MNIST", or one of the two datasets of the same format, "FashionMNIST" and "KMNIST".
 DATASET = "MNIST"
 DATA_DIR = Path(__file__).parent / "datasets"  # the files are in DATA_DIR/DATASET/raw/
+
+TIMEOUT = 30.0  # seconds that a server may stay silent during a download
 
 # Ranges (low, high) within [0, 1] of the random colours. (1, 1) gives pure, full colours. A wider VALUE adds dark
 # digits, a wider SATURATION pale ones (at saturation 0 an image has no hue to score).
@@ -106,14 +124,26 @@ def _extract(dataset: type, raw: Path) -> None:
         for archive in raw.glob("*.gz"):
             shutil.copy(archive, scratch)
         try:
-            dataset(temporary, download=True)
-        except (RuntimeError, URLError) as error:
-            why = f"could not be downloaded ({str(error).splitlines()[0]})"
+            with _patience(TIMEOUT):
+                dataset(temporary, download=True)
+        except (RuntimeError, URLError, ConnectionError, TimeoutError, HTTPException, ssl.SSLError) as error:
+            why = f"could not be downloaded ({(str(error) or type(error).__name__).splitlines()[0]})"
             raise SystemExit(f"{DATASET} is not in {raw} and {why}: put its four .gz files there.") from None
         raw.mkdir(parents=True, exist_ok=True)
         for file in scratch.iterdir():
             if not (raw / file.name).exists():
                 os.replace(file, raw / file.name)
+
+
+@contextlib.contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """Connections made in the block raise TimeoutError when nothing arrives for so long; else they wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _check(file: Path, i: int) -> None:
@@ -171,7 +201,7 @@ def random_colors(n: int, seed: int) -> Tensor:
 
 
 def _ordered(*values) -> bool:
-    return all(type(v) in (int, float) for v in values) and list(values) == sorted(values)
+    return all(type(v) in (int, float) for v in values) and all(low <= high for low, high in pairwise(values))
 
 
 def rgb_to_hue(rgb: Tensor) -> Tensor:

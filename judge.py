@@ -8,12 +8,15 @@ right on the 10,000 test digits is in outputs/judge/<DATASET>/metrics.json.
 
 import functools
 import math
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import runs
@@ -27,7 +30,7 @@ MAX_ROTATION = 12.0  # degrees
 MAX_SCALE = 0.1  # share of the size, up or down
 SEED = 0  # seeds the weights, the order of the images and their deformation
 
-OUTPUT_DIR = Path(__file__).parent / "outputs" / "judge"
+OUTPUT_DIR = runs.ROOT / "outputs" / "judge"
 
 
 class Judge(nn.Sequential):
@@ -52,7 +55,7 @@ class Judge(nn.Sequential):
 
 def main() -> dict[str, float]:
     """Trains the judge and saves its weights. Returns its shares right on the test digits, in grey and in colour."""
-    with runs.start(OUTPUT_DIR / str(data.DATASET), globals(), data.RANDOM_COLORS) as run:
+    with runs.start(Path(OUTPUT_DIR) / str(data.DATASET), globals(), data.RANDOM_COLORS) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
         run.check_batch_size(BATCH_SIZE, len(train))
         white = torch.ones(len(train), 3, device=run.device)
@@ -91,7 +94,7 @@ def load(device: torch.device) -> Judge:
 
     Exits with one sentence if its file is damaged or holds another network.
     """
-    path = OUTPUT_DIR / data.DATASET / "judge.pt"
+    path = Path(OUTPUT_DIR) / data.DATASET / "judge.pt"
     if not path.exists():
         print(f"There is no judge for {data.DATASET} yet: training it, once.")
         main()
@@ -109,4 +112,4 @@ def _load(path: Path, device: torch.device) -> Judge:
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

@@ -4,6 +4,8 @@ All share one style. Pixels are drawn as they are (nearest neighbour, values in 
 labelled with the digit, hue or latent value they stand for. Images are tensors (..., 3, 28, 28) in [0, 1].
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -20,19 +22,18 @@ import data
 import metrics
 import runs
 
-matplotlib.rcParams.update(
-    {
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "figure.titlesize": 12,
-        "image.interpolation": "nearest",
-        "legend.frameon": False,
-        "savefig.bbox": "tight",
-        "savefig.dpi": 130,
-    }
-)
+DPI = 130  # dots per inch of the pictures; moving ones have 110
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.titlesize": 12,
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+    "savefig.bbox": "tight",
+}
 TERM_COLORS = {"reconstruction": "tab:blue", "kl_z": "tab:orange", "kl_v": "tab:green"}  # the same in every figure
 TERM_LABELS = {
     "reconstruction": "",
@@ -42,6 +43,15 @@ TERM_LABELS = {
 CELL = 0.36  # inches that an image takes in a grid
 
 
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """The style of all figures, whatever settings of matplotlib a user has. As a decorator: `@styled()`."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
 def _figure(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, height), layout="constrained")  # without pyplot: needs no screen, leaves no state
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -49,7 +59,7 @@ def _figure(rows: int, columns: int, width: float, height: float, **options) -> 
 
 def _save(figure: Figure, path: Path) -> None:
     with runs.atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", dpi=DPI)
 
 
 def _array(values: Tensor) -> np.ndarray:
@@ -88,6 +98,7 @@ def _mark(axes: Axes, cells: np.ndarray, pitch: int = 30) -> None:
         axes.text(x + pitch - 5, y + 6, "×", color="white", fontsize=9, fontweight="bold", ha="center", va="center")
 
 
+@styled()
 def movie(path: Path, frames: Tensor, titles: list[str], rows: list, columns: list, label: str, fps: int) -> None:
     """A GIF that loops: grids of images (T, R, C, 3, 28, 28), one after the other, each under its title.
 
@@ -107,6 +118,7 @@ def movie(path: Path, frames: Tensor, titles: list[str], rows: list, columns: li
             writer.grab_frame()
 
 
+@styled()
 def picture(path: Path, image: Tensor) -> None:
     """One image (3, 28, 28), each pixel ten wide and high."""
     with runs.atomic_write(path) as temporary:
@@ -125,6 +137,7 @@ def common_figures(
     control_by_swap(folder / "control_by_swap.png", *scores.swaps, results, model)
 
 
+@styled()
 def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> None:
     """Each term of the loss over the epochs, nats per image: train as lines, test as dots.
 
@@ -152,6 +165,7 @@ def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> No
     _save(figure, path)
 
 
+@styled()
 def reconstructions(path: Path, originals: Tensor, decoded: Tensor, results: dict, model: str) -> None:
     """Test images (10, n, 3, 28, 28), a row for each digit, and the pictures decoded from their codes at the right."""
     n = originals.shape[1]
@@ -176,6 +190,7 @@ def _plane(codes: Tensor) -> np.ndarray:
     return codes[:, :2] if codes.shape[1] > 1 else np.pad(codes, ((0, 0), (0, 1)))
 
 
+@styled()
 def latent_map(path: Path, codes: Tensor, digits: Tensor, hues: Tensor, title: str) -> None:
     """Codes (n, D) of test images twice: by digit (n,), the first 400 as numerals, and by true hue (n,)."""
     figure, ((left, right),) = _figure(1, 2, 10, 4.8, sharex=True, sharey=True)
@@ -194,6 +209,7 @@ def latent_map(path: Path, codes: Tensor, digits: Tensor, hues: Tensor, title: s
     _save(figure, path)
 
 
+@styled()
 def plane(path: Path, images: Tensor, ticks: Tensor, title: str) -> None:
     """The plane decoded on a regular grid: images (n, n, 3, 28, 28), first row at the highest z2."""
     n = len(ticks)
@@ -209,6 +225,7 @@ def _draw_plane(axes: Axes, images: Tensor, ticks: Tensor) -> None:
     axes.set(xlabel="$z_1$", ylabel="$z_2$")
 
 
+@styled()
 def color_wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor, model: str) -> None:
     """The plane of the continuous numbers: decoded on a grid for one discrete code, and the test codes in true hues."""
     n = len(ticks)
@@ -232,6 +249,7 @@ def _draw_color_wheel(axes: Axes, codes: Tensor, hues: Tensor) -> None:
             axes.text(*np.median(codes[near], 0), f"{hue}°", ha="center", va="center", fontsize=8, bbox=box)
 
 
+@styled()
 def finding(
     path: Path, codes: Tensor, hues: Tensor, categories: Tensor, pair: tuple[str, str], answers: Tensor
 ) -> None:
@@ -253,6 +271,7 @@ def finding(
     _save(figure, path)
 
 
+@styled()
 def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, step: float) -> None:
     """Small neighbourhoods in the plane: images (E, n, n, 3, 28, 28), what was requested (E names), where (E, 2)."""
     n = images.shape[1]
@@ -267,6 +286,7 @@ def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, s
     _save(figure, path)
 
 
+@styled()
 def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]], title: str) -> None:
     """The decoded codes (K, K, 3, 28, 28) of each pair of variables: the first variable down, the second across."""
     rows, columns = grids[0].shape[:2]
@@ -280,6 +300,7 @@ def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]]
     _save(figure, path)
 
 
+@styled()
 def knobs(path: Path, originals: Tensor, digits: Tensor, hues: Tensor, digit_names: list, hue_names: list) -> None:
     """Test images (R, 3, 28, 28), each with its digit turned (R, 10, ...) and with its hue turned (R, H, ...)."""
     figure, ((left, right),) = _figure(
@@ -301,6 +322,7 @@ def knobs(path: Path, originals: Tensor, digits: Tensor, hues: Tensor, digit_nam
     _save(figure, path)
 
 
+@styled()
 def confusion(path: Path, counts: list[list[int]], names: list[int], title: str) -> None:
     """How many test images of each digit are in each category of the first variable: counts (K, 10).
 
@@ -324,6 +346,7 @@ def confusion(path: Path, counts: list[list[int]], names: list[int], title: str)
     _save(figure, path)
 
 
+@styled()
 def stepping(path: Path, grids: list[Tensor], names: list[str], title: str) -> None:
     """For each variable the same images with its categories stepped through: (K, C, 3, 28, 28), one step a row."""
     rows, columns = grids[0].shape[:2]
@@ -335,6 +358,7 @@ def stepping(path: Path, grids: list[Tensor], names: list[str], title: str) -> N
     _save(figure, path)
 
 
+@styled()
 def latent_usage(path: Path, latents: dict[str, dict], color_latents: list[str], model: str) -> None:
     """A row for each latent: its KL and its information on digit and hue, in nats. Colour latents are named as such."""
     mi = "mutual information\nwith the"
@@ -356,6 +380,7 @@ def latent_usage(path: Path, latents: dict[str, dict], color_latents: list[str],
     _save(figure, path)
 
 
+@styled()
 def control_on_demand(path: Path, images: Tensor, right: Tensor, results: dict, model: str) -> None:
     """Digits down, hues across: the first code found for each request. Cells with a wrong digit or hue are marked."""
     n = images.shape[1]
@@ -367,6 +392,7 @@ def control_on_demand(path: Path, images: Tensor, right: Tensor, results: dict, 
     _save(figure, path)
 
 
+@styled()
 def control_by_swap(
     path: Path, digit_images: Tensor, color_images: Tensor, swaps: Tensor, right: Tensor, results: dict, model: str
 ) -> None:
@@ -385,6 +411,7 @@ def control_by_swap(
 DIRECTIONS = {"a_to_b": "A → B", "b_to_a": "B → A"}
 
 
+@styled()
 def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], results: dict) -> None:
     """Both directions side by side, a column for each digit: test image, translation and true target below each other.
 
@@ -404,6 +431,7 @@ def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tenso
     _save(figure, path)
 
 
+@styled()
 def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor], names: dict[str, tuple]) -> None:
     """The permutation found: for each direction the share (10, 10) of each digit that came out in each colour.
 
@@ -427,6 +455,7 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
     _save(figure, path)
 
 
+@styled()
 def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], history: list[dict]) -> None:
     """The first test image of each digit over training: `rows` as in `translations`, pictures from the history."""
     images, labels = [], []
@@ -446,6 +475,7 @@ def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, 
     movie(path, frames, titles, labels, data.class_names(), "digit", fps=2)
 
 
+@styled()
 def translation_curves(path: Path, history: list[dict]) -> None:
     """Colour right and digit kept over the updates, on the test images of the log, for both directions."""
     figure, ((axes,),) = _figure(1, 1, 6.5, 3.2)
@@ -459,6 +489,7 @@ def translation_curves(path: Path, history: list[dict]) -> None:
     _save(figure, path)
 
 
+@styled()
 def comparison(
     path: Path, originals: Tensor, pictures: dict[str, tuple[Tensor, Tensor]], shown: list[tuple[float, float]]
 ) -> None:

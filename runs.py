@@ -11,32 +11,47 @@ with runs.start(OUTPUT_DIR, globals()) as run:
 
 import contextlib
 import ctypes
+import difflib
+import dis
 import importlib.metadata
+import inspect
 import io
 import json
 import math
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import CodeType
+from typing import Any, TextIO
 
 import filelock
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import data
 
+ROOT = Path(__file__).parent
+
 
 def _whole(low: int, below: float = math.inf):
-    return lambda v: type(v) is int and low <= v < below, f"a whole number, {low} or more"
+    return (
+        lambda v: isinstance(v, Integral) and type(v) is not bool and low <= v < below,
+        f"a whole number, {low} or more",
+    )
 
 
 def _number(accepts, sentence: str):
-    return lambda v: type(v) in (int, float) and math.isfinite(v) and accepts(v), f"a number {sentence}"
+    return (
+        lambda v: isinstance(v, Real) and type(v) is not bool and abs(v) < 1e38 and accepts(v),  # what float32 holds
+        f"a number {sentence}",
+    )
 
 
 def _choice(*values):
@@ -53,7 +68,7 @@ def _request(request) -> bool:
 
 # The constants that scripts share by name: what is accepted, and how to say so.
 RULES = {
-    "SEED": _whole(0, below=2**63),
+    **dict.fromkeys(("SEED", "TRAIN_COLOR_SEED", "TEST_COLOR_SEED"), _whole(0, below=2**63)),
     "N_CATEGORIES": _whole(2),
     **dict.fromkeys(
         (
@@ -89,48 +104,137 @@ RULES = {
 }
 
 
+# Those that only a Run reads, and those that decide no number of it: only where it is computed, and what is drawn.
+READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")
+WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")
+
+
 # ------------------------------------------------------------------------------------------------ a run
+
+
+def command(main: Callable) -> None:
+    """Calls main() for a file that is run from a shell. Given arguments, says in two sentences how the file is used."""
+    file = getattr(sys.modules["__main__"], "__file__", None)  # a notebook has none; its arguments are its kernel's
+    if file and len(sys.argv) > 1:
+        name = Path(file).name
+        usage = (
+            f"{name} takes no arguments: its settings are the constants at its top. Edit them, and run {name} again."
+        )
+        if sys.argv[1] not in ("-h", "--help"):
+            print(usage, file=sys.stderr)
+            raise SystemExit(2)  # a shell's status for a wrong command line
+        print(usage)
+        return
+    try:
+        with lasting_log():
+            main()
+    except KeyboardInterrupt:  # between runs; a run says more
+        raise SystemExit(130) from None
+    except NameError as error:
+        if not str(error.name).isupper():
+            raise
+        raise SystemExit(f"{error.name} is not defined: put it back among the constants.") from None
 
 
 def constants(namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> dict:
     """The UPPERCASE literals of a script (pass `globals()`), after the constants of data.py with these names."""
-    literal = bool | int | float | str | tuple
-    own = [
-        name for name, value in namespace.items() if name in RULES or (name.isupper() and isinstance(value, literal))
-    ]
+    own = [name for name, value in namespace.items() if name in RULES or _is_constant(name, value)]
     return {name: getattr(data, name) for name in data_constants} | {name: namespace[name] for name in own}
 
 
-def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> "Run":
+def _is_constant(name: str, value: Any) -> bool:
+    return name.isupper() and isinstance(value, bool | int | float | str | tuple)
+
+
+def start(
+    folder: Path,
+    namespace: dict,
+    data_constants: tuple[str, ...] = data.RANDOM_COLORS,
+    schedule: tuple[str, ...] = (),
+) -> "Run":
     """Checks the constants of a script (pass `globals()`), reserves the output folder, prints the head of the log.
 
-    `data_constants` names those of data.py that decide what the script sees. Exits with one sentence if a constant is
-    out of range, or if the folder cannot be written or another run is writing there.
+    `data_constants` names those of data.py that decide what the script sees. `schedule` names ("EPOCHS",) if an epoch
+    depends on how many follow, as where a learning rate falls to 0 at the end: a longer run then starts afresh. Exits
+    with one sentence if a constant is missing or out of range, a package is too old, the folder cannot be written, or
+    another run is writing there.
     """
+    _check_packages()
+    check_folder(folder)
+    _check_names(namespace, Path(namespace.get("__file__", "this script")).name)
+    of_data = (*data.RANDOM_COLORS, *data.DOMAINS, "RANDOM_COLORS", "DOMAINS")
+    _check_names(vars(data), "data.py", of_data, needed=data_constants)
     values = constants(namespace, data_constants)
     for name, value in values.items():
         accepts, sentence = RULES.get(name, (lambda v: True, ""))
         if not accepts(value):
             raise SystemExit(f"{name} is {value!r}: it must be {sentence}.")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            plain = "Python's own numbers, strings and tuples, as in float(x)"
+            raise SystemExit(f"{name} is {value!r}: it must be made of {plain}.") from None
     if values.get("TAU_MIN", 0) > values.get("TAU_START", 0):
         raise SystemExit(f"TAU_MIN is {values['TAU_MIN']}: it must not exceed TAU_START, {values['TAU_START']}.")
-    run = Run(Path(folder), values, _device(values.get("DEVICE", "auto")))
+    run = Run(folder, values, _device(values.get("DEVICE", "auto")), schedule)
     print(*(f"{name} = {value!r}" for name, value in values.items()), sep="\n")
-    print(", ".join(f"{name} {value}" for name, value in versions(run.device, values).items()), flush=True)
+    print(", ".join(f"{name} {value}" for name, value in run.versions.items()), flush=True)
     return run
+
+
+def check_folder(folder: Path) -> None:
+    """Exits with one sentence if an OUTPUT_DIR is a string, say: scripts write `OUTPUT_DIR / name`."""
+    if not isinstance(folder, Path):
+        raise SystemExit(f"OUTPUT_DIR is {folder!r}: it must be a Path, as in Path({str(folder)!r}).")
+
+
+def _check_names(
+    namespace: dict, file: str, others: tuple[str, ...] = READ_BY_RUN, needed: tuple[str, ...] = ()
+) -> None:
+    """Exits with one sentence if a constant is missing that a function of the namespace reads, or is misspelt.
+
+    Misspelt: nothing reads it, and its name is like that of one that is read. Warns of those of other scripts.
+    `others`: names that are right though no function here reads them. `needed`: those of them that must be there.
+    """
+    functions = [inspect.unwrap(value) for value in namespace.values() if inspect.isroutine(value)]
+    classes = [value for value in namespace.values() if inspect.isclass(value)]
+    functions += [value for cls in classes for value in vars(cls).values() if inspect.isfunction(value)]
+    codes = [f.__code__ for f in functions if getattr(f, "__globals__", None) is namespace]
+    read = {name for code in codes for name in _names_read(code) if name.isupper()}
+    if "__file__" in namespace:  # a notebook has variables of its own
+        for name in [name for name, value in namespace.items() if _is_constant(name, value)]:
+            if read and name not in read and name not in others:
+                if meant := difflib.get_close_matches(name, {*read, *others}, 1, 0.8):
+                    unknown = f"{name} is not a constant that {file} knows"
+                    raise SystemExit(f"{unknown}: rename it to {meant[0]}, or delete it.")
+                if name in RULES:
+                    print(f"Warning: nothing in {file} reads {name}.")
+    if missing := sorted({*read, *needed} - namespace.keys()):
+        raise SystemExit(f"{missing[0]} is not defined: put it back among the constants of {file}.")
+
+
+def _names_read(code: CodeType) -> Iterator[str]:
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):  # a function inside
+            yield from _names_read(constant)
 
 
 class Run:
     """One run of a script, as a context: its folder, its constants, its device and its clock.
 
-    At the end of the block the folder is free for other runs, and torch's settings are what they were.
+    At the end of the block the folder is free for other runs, and torch's settings are what they were. A log that
+    cannot be written does not end the block.
     """
 
-    def __init__(self, folder: Path, constants: dict, device: torch.device):
-        self.folder, self.constants, self.device = folder, constants, device
-        self._lock = _lock(folder)
-        self._matmul_precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(constants.get("MATMUL_PRECISION", "highest"))
+    def __init__(self, folder: Path, constants: dict, device: torch.device, schedule: tuple[str, ...] = ()):
+        self.folder, self.constants, self.device, self._schedule = folder, constants, device, schedule
+        self.versions = versions(device, constants)
+        self._ends = contextlib.ExitStack()  # what the end of the block undoes
+        self._ends.callback(_lock(folder).release)
+        self._ends.enter_context(lasting_log())
+        self._ends.enter_context(matmul_precision(constants.get("MATMUL_PRECISION", "highest")))
+        self._ends.callback(release_freed_memory)
         keep_freed_memory()
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._parts, self._last_loss, self._saved_epoch = {}, math.nan, 0
@@ -139,13 +243,22 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback) -> None:
-        torch.set_float32_matmul_precision(self._matmul_precision)
-        release_freed_memory()
-        self._lock.release()
-        if isinstance(error, KeyboardInterrupt):
-            saved = "the last whole epoch is saved, run again to go on"
-            print(f"\nStopped: {saved if self._saved_epoch else 'no epoch was finished or saved'}.", file=sys.stderr)
-            raise SystemExit(130) from None  # a shell's status for a program that was interrupted
+        with self._ends:
+            if isinstance(error, KeyboardInterrupt):
+                saved = "the last whole epoch is saved, run again to go on" if self._saved_epoch else None
+                print(f"\nStopped: {saved or 'no epoch was finished or saved'}.", file=sys.stderr)
+                raise SystemExit(130) from None  # a shell's status for a program that was interrupted
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in str(error):
+                small = f"The memory of this machine ({self.device}) is too small"
+                raise SystemExit(f"{small}: try smaller sizes among the constants.{self._kept()}") from None
+
+    def _kept(self) -> str:
+        return f" The checkpoint of epoch {self._saved_epoch} is kept." if self._saved_epoch else ""
+
+    def _constant(self, name: str) -> Any:
+        if name not in self.constants:
+            raise SystemExit(f"{name} is not defined: put it back among the constants.")
+        return self.constants[name]
 
     def seconds(self) -> float:
         """Since the start of the run. The part of it that was interrupted counts up to its last checkpoint."""
@@ -158,18 +271,21 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         """A context in which convolutions and matrix products are computed as PRECISION says; weights stay float32."""
-        dtype = precision(self.constants["PRECISION"], self.device)
+        dtype = precision(self._constant("PRECISION"), self.device)
         enabled = dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def check_finite(self, loss: float, step: int) -> None:
         """Ends the run with one sentence at the first loss that is not finite."""
         if not math.isfinite(loss):
-            epoch = self._saved_epoch + 1
+            epoch, known = self._saved_epoch + 1, self.constants
             before = f" (it was {self._last_loss:.6g} a step before)" if math.isfinite(self._last_loss) else ""
-            kept = f" The checkpoint of epoch {epoch - 1} is kept." if epoch > 1 else ""
+            causes = [f"a higher {name}" for name in ("TAU_START", "TAU_MIN") if known.get(name, 1) < 0.01]
+            causes += [f"a lower {name}" for name in ("BETA", "R1_WEIGHT", "CYCLE_WEIGHT") if known.get(name, 0) > 100]
+            causes += ["a lower LEARNING_RATE"] * (step > 0) + ["DEVICE = 'cpu'"] * (self.device.type == "mps")
+            advice = f"try {' or '.join(causes)}" if causes else "no weight had changed yet, so look at the loss itself"
             what = f"The loss became {loss} in epoch {epoch}, step {step}{before}"
-            raise SystemExit(f"{what}: try a lower LEARNING_RATE.{kept}")
+            raise SystemExit(f"{what}: {advice}.{self._kept()}")
         self._last_loss = loss
 
     def print_epoch(self, history: list[dict], floors: dict[str, float]) -> None:
@@ -192,33 +308,70 @@ class Run:
     # ---------------------------------------------------------------------------------- going on after a stop
 
     def resume(self, **parts) -> list[dict]:
-        """The history of an unfinished run with the same constants, whose state is put back into `parts`; or [].
+        """The history of an earlier run with the same constants, whose state is put back into `parts`; or [].
 
-        `parts` are modules, optimizers and schedules: all that the next epoch depends on. Says whether the run goes on,
-        and if not, why. Call it after everything else that draws random numbers before the first epoch.
+        That is an unfinished run, or a finished one of fewer EPOCHS if the schedule allows it. `parts` are modules,
+        optimizers and schedules: all that the next epoch depends on. Says whether the run goes on, and if not, why.
+        Call it after everything else that draws random numbers before the first epoch.
         """
-        self._parts, path = parts, self.folder / "checkpoint.pt"
-        if not self.constants.get("RESUME", True) or not path.exists():
+        self._parts, reasons = parts, []
+        if not self._constant("RESUME"):
             return []
-        saved = load_torch(path)
-        try:
-            before, now = json.loads(saved["constants"]), json.loads(json.dumps(self.constants))
-            if name := first_difference(before, now):
-                was, is_ = before.get(name), now.get(name)
-                print(f"Starting afresh: {name} was {was!r} in the unfinished run, and is {is_!r}.")
-                return []
-            for name, part in parts.items():
-                part.load_state_dict(saved["states"][name])
-            torch.set_rng_state(saved["rng"]["cpu"])
-            if self.device.type in saved["rng"] and self.device.type != "cpu":
-                torch.get_device_module(self.device).set_rng_state(saved["rng"][self.device.type])
-            history = list(saved["history"])
-            self._seconds_before = history[-1]["seconds"] - self.seconds()
-            self._saved_epoch = history[-1]["epoch"]
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
-            raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
-        print(f"Going on after epoch {self._saved_epoch} of the unfinished run with the same constants.")
+        for kind, name in (("unfinished", "checkpoint.pt"), ("finished", "finished.pt")):
+            path = self.folder / name
+            if path.exists():
+                saved = load_torch(path)
+                try:
+                    reason = self._why_not(saved, kind)
+                    if reason is None:
+                        return self._go_on(saved, kind)
+                except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
+                    raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
+                reasons.append(reason)
+        if reason := next(filter(None, reasons), None) or self._why_not_longer():
+            print(f"Starting afresh: {reason}.")
+        return []
+
+    def _why_not(self, saved: dict, kind: str) -> str | None:
+        """None if a run can go on from this state, else the reason; "" for one that is not worth a line."""
+        before, now = json.loads(saved["constants"]), json.loads(json.dumps(self.constants))
+        length = {"EPOCHS"} - set(self._schedule)
+        if name := first_difference(before, now, ignored=length):
+            why = ", which the schedule depends on," if name in self._schedule else ""
+            reason = f"{name}{why} was {before.get(name)!r} in the {kind} run, and is {now.get(name)!r}"
+            return reason if kind == "unfinished" else ""
+        done, wanted = saved["history"][-1]["epoch"], now.get("EPOCHS", math.inf)
+        if kind == "finished":
+            return None if done < wanted else ""  # the same again is trained again
+        return f"EPOCHS is {wanted}, and the unfinished run has {done}" if done > wanted else None
+
+    def _go_on(self, saved: dict, kind: str) -> list[dict]:
+        for name, part in self._parts.items():
+            part.load_state_dict(saved["states"][name])
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if self.device.type in saved["rng"] and self.device.type != "cpu":
+            torch.get_device_module(self.device).set_rng_state(saved["rng"][self.device.type])
+        history = list(saved["history"])
+        self._seconds_before = history[-1]["seconds"] - self.seconds()
+        self._saved_epoch = history[-1]["epoch"]
+        print(f"Going on after epoch {self._saved_epoch} of the {kind} run with the same constants.")
+        was = saved.get("versions", {})
+        changed = [name for name in ("device", "threads", "machine", "precision", "torch") if name in was]
+        if changed := [name for name in changed if was[name] != self.versions.get(name)]:
+            changes = ", ".join(f"{name} {was[name]} → {self.versions.get(name)}" for name in changed)
+            print(f"Not what it was: {changes}. The numbers may differ from those of a run that was not interrupted.")
         return history
+
+    def _why_not_longer(self) -> str | None:
+        """Why a run does not go on from a finished one that has the same constants, but fewer EPOCHS; else None."""
+        before, now = {}, json.loads(json.dumps(self.constants))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            before = dict(json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["constants"])
+        done = before.get("EPOCHS")
+        if type(done) is not int or first_difference(before, now, {"EPOCHS"}) or done >= now.get("EPOCHS", 0):
+            return None
+        why = "the schedule depends on EPOCHS" if "EPOCHS" in self._schedule else "its last state is not kept here"
+        return f"the finished run of {done} epochs cannot go on, because {why}"
 
     def checkpoint(self, history: list[dict]) -> None:
         """Saves the state of the parts that `resume` was given. `history` has a row for each finished epoch."""
@@ -226,26 +379,47 @@ class Run:
         if self.device.type != "cpu":
             rng[self.device.type] = torch.get_device_module(self.device).get_rng_state()
         states = {name: part.state_dict() for name, part in self._parts.items()}
-        content = {"constants": json.dumps(self.constants), "history": history, "rng": rng, "states": states}
-        save_torch(self.folder / "checkpoint.pt", content)
+        content = {"constants": json.dumps(self.constants), "versions": self.versions}
+        save_torch(self.folder / "checkpoint.pt", content | {"history": history, "rng": rng, "states": states})
         self._saved_epoch = history[-1]["epoch"]
 
     def finish(self, results: dict, history: list[dict]) -> None:
-        """Writes metrics.json, prints the results and where the files are, and deletes the checkpoint."""
-        content = {"constants": self.constants, "versions": versions(self.device, self.constants)}
+        """Writes metrics.json, prints the results and where the files are.
+
+        The checkpoint becomes finished.pt, from which a longer run can go on; it is deleted where none can.
+        """
+        content = {"constants": self.constants, "versions": self.versions}
         content |= {"seconds": round(self.seconds(), 1), "results": results, "history": history}
         with atomic_write(self.folder / "metrics.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with contextlib.suppress(OSError):  # where there was none, or it cannot be renamed: nothing is lost
+            if "EPOCHS" in self._schedule:
+                (self.folder / "checkpoint.pt").unlink()
+            else:
+                os.replace(self.folder / "checkpoint.pt", self.folder / "finished.pt")
         width = max(map(len, results))
         print("", *(f"{name:{width}}  {_readable(value)}" for name, value in results.items()), sep="\n")
         print(f"\n{self.seconds() / 60:.1f} minutes. Figures and metrics.json are in {self.folder}")
 
 
-def first_difference(before: dict, now: dict) -> str | None:
-    """The name of a constant that decides a run's numbers and differs. RESUME does not."""
-    names = [name for name in now | before if name != "RESUME" and now.get(name) != before.get(name)]
-    return names[0] if names else None
+def first_difference(before: dict, now: dict, ignored: Iterable[str] = ()) -> str | None:
+    """The name of a constant that decides a run's numbers and differs, but for the ignored ones."""
+    free = {*WITHOUT_EFFECT, *ignored}
+    return next((name for name in now | before if name not in free and now.get(name) != before.get(name)), None)
+
+
+def load_results(path: Path, names: Iterable[str] = ()) -> dict:
+    """The content of a metrics.json. Exits with one sentence if it is damaged or its results lack one of the names."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = {*content["constants"], *content["results"]} >= set(names)
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise SystemExit(f"{path} is damaged or of another version of the code: delete it and run again.")
+    return content
 
 
 def _readable(value) -> str:
@@ -265,22 +439,58 @@ def versions(device: torch.device, constants: dict) -> dict[str, str]:
     if "PRECISION" in constants:
         own["precision"] = str(precision(constants["PRECISION"], device)).removeprefix("torch.")
     packages = ("torch", "torchvision", "numpy", "matplotlib")
-    return own | {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return own | {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _check_packages() -> None:
+    """Exits with one sentence if a package is older than requirements.txt admits."""
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").split():
+        package, lowest = line.split(">=")
+        have = _version(package)
+        numbers = [tuple(map(int, re.findall(r"\d+", version)[:2])) for version in (have, lowest)]
+        if have != "unknown" and numbers[0] < numbers[1]:
+            raise SystemExit(f"{package} {have} is too old: this needs {lowest} or newer, as requirements.txt says.")
 
 
 def _machine() -> str:
     with contextlib.suppress(OSError):  # Linux; elsewhere the platform module knows as much as there is
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return f"{line.split(':')[1].strip()} {platform.machine()}"
     return platform.processor() or platform.machine()
 
 
 def _device(name: str) -> torch.device:
-    available = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    if name not in ("auto", "cpu", available.type):
+    """What a DEVICE stands for. A GPU must first compute a small step; "auto" takes none of a kind never tried here."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto" and there["mps"]:
+        print("The GPU (mps) is not used: these scripts were never run on one. DEVICE = 'mps' uses it all the same.")
+    chosen = name if name != "auto" else "cuda" if there["cuda"] else "cpu"
+    if not there[chosen]:
         raise SystemExit(f"DEVICE is {name!r}, which this machine or this build of torch does not have: try 'auto'.")
-    return available if name == "auto" else torch.device(name)
+    if chosen != "cpu" and (fault := _fault(torch.device(chosen))):
+        if name != "auto":
+            raise SystemExit(f"DEVICE is {name!r}, which cannot be used ({fault}): try 'cpu', or mend its driver.")
+        print(f"The GPU ({chosen}) cannot be used ({fault}): computing on the CPU.")
+        chosen = "cpu"
+    return torch.device(chosen)
+
+
+def _fault(device: torch.device) -> str | None:
+    """What goes wrong in a small training step on a device, in a few words, or None."""
+    try:
+        x = torch.ones(2, 1, 4, 4, device=device, requires_grad=True)
+        F.conv2d(x, x.detach()[:1, :, :3, :3]).flatten(1).mm(x.detach()[0, 0]).sum().backward()
+        return None if x.grad.sum().item() == 288 else "it computes wrong numbers"
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return str(error).partition("\n")[0].rstrip(".")
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
@@ -308,6 +518,23 @@ def _lock(folder: Path) -> filelock.FileLock:
     return lock
 
 
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Sets torch.set_float32_matmul_precision for a block, and puts back what was set before."""
+    backends = [part.matmul for part in (torch.backends.cuda, torch.backends.mkldnn) if hasattr(part, "matmul")]
+    try:
+        before, parts = torch.get_float32_matmul_precision(), []
+    except RuntimeError:  # set by torch's newer interface, to what the older one has no word for
+        before, parts = "highest", [(backend, backend.fp32_precision) for backend in backends]
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        for backend, value in parts:
+            backend.fp32_precision = value
+
+
 def keep_freed_memory() -> None:
     """Makes this process keep the memory it frees, where the C library is glibc (Linux). Elsewhere does nothing.
 
@@ -326,6 +553,45 @@ def release_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 2**17)  # the default threshold: what the scores need for a moment is returned at once
         libc.malloc_trim(0)
+
+
+# ----------------------------------------------------------------------------------------------------- log
+
+
+class _Stream:
+    """A text stream that raises no error: signs it cannot encode become "?", and what it cannot write is left out."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        with self._to_the_end():
+            self._stream.write(text.encode(encoding, "replace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._to_the_end():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _to_the_end(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # nobody reads it any more, the disk is full, or it is closed
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())  # else Python fails once more, when it ends
+
+
+@contextlib.contextmanager
+def lasting_log() -> Iterator[None]:
+    """A block that goes on when its log cannot be written: `| head` has read enough, say."""
+    streams = [stream and _Stream(stream) for stream in (sys.stdout, sys.stderr)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        yield
 
 
 # --------------------------------------------------------------------------------------------------- files
@@ -364,6 +630,8 @@ def load_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SystemExit(f"{path} is not there: run the script that writes it first.") from None
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read: {error.strerror or error}.") from None
     except Exception:
         raise SystemExit(f"{path} is damaged or was not written by this project: delete it and run again.") from None
 

@@ -11,12 +11,15 @@ Paper: Kingma & Welling, Auto-Encoding Variational Bayes, 2014.
 """
 
 import math
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import judge
@@ -32,7 +35,7 @@ EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # seeds the weights, the order of the images and the samples
-DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
+DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
 # torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
 # products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
@@ -42,7 +45,7 @@ RESUME = True  # True goes on with an unfinished run of the same constants, Fals
 REQUESTS = ((0, 0), (1, 120), (7, 240), (3, 60))
 STEP = 0.1
 
-OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_continuous"
+OUTPUT_DIR = runs.ROOT / "outputs" / "vae_continuous"
 
 # Shapes below: B batch, D = LATENT_DIM.
 
@@ -218,4 +221,4 @@ def figures(
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

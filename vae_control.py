@@ -17,12 +17,15 @@ Steinkraus & Platt, Best Practices for Convolutional Neural Networks, 2003 (elas
 
 import functools
 import math
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import judge
@@ -67,11 +70,11 @@ BATCH_SIZE = 250  # images
 LEARNING_RATE = 0.0015  # Adam's
 DECAY_FROM = 0.5  # share of the run after which the rate falls linearly to 0; 1: never
 SEED = 0  # seeds the weights, the order of the images, the deformations and the samples
-DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
+DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
 PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
 RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
 
-OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_control"
+OUTPUT_DIR = runs.ROOT / "outputs" / "vae_control"
 
 # Shapes below: B batch, D = LATENT_DIM, N = N_VARIABLES, K = N_CATEGORIES.
 
@@ -249,7 +252,7 @@ def load_model(path: Path) -> ControlVAE:
 
 def main() -> dict:
     """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
-    with runs.start(OUTPUT_DIR, globals()) as run:
+    with runs.start(OUTPUT_DIR, globals(), schedule=("EPOCHS",)) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
         run.check_batch_size(BATCH_SIZE, len(train))
         judge.load(run.device)  # trained now, if there is none for this dataset
@@ -381,4 +384,4 @@ def figures(
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

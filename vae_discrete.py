@@ -14,12 +14,15 @@ Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete
 import functools
 import itertools
 import math
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import judge
@@ -46,13 +49,13 @@ LEARNING_RATE = 0.001  # Adam's
 # them. Many seeds then learn nothing for some epochs; the others end a little better, most of all by swap (README.md).
 START_AT_MEAN = False
 SEED = 0  # seeds the weights, the order of the images and the samples
-DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
+DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
 # torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
 # products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
 RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
 
-OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_discrete"
+OUTPUT_DIR = runs.ROOT / "outputs" / "vae_discrete"
 
 # Shapes below: B batch, N = N_VARIABLES, K = N_CATEGORIES.
 
@@ -240,4 +243,4 @@ def category_grid(model: DiscreteVAE, code: Tensor, down: str, across: str) -> T
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

@@ -16,12 +16,15 @@ Distribution, 2017 (the categorical latent); Dupont, Learning Disentangled Joint
 import functools
 import itertools
 import math
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import judge
@@ -50,7 +53,7 @@ EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
 SEED = 0  # seeds the weights, the order of the images and the samples
-DEVICE = "auto"  # "auto" takes a GPU if there is one, else the CPU; or name one: "cuda", "mps", "cpu"
+DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
 # torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
 # products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
@@ -59,7 +62,7 @@ RESUME = True  # True goes on with an unfinished run of the same constants, Fals
 # Figures.
 Z_VARIANCE = 5.0  # in the grids of categories, the continuous numbers are drawn from N(0, Z_VARIANCE)
 
-OUTPUT_DIR = Path(__file__).parent / "outputs" / "vae_joint"
+OUTPUT_DIR = runs.ROOT / "outputs" / "vae_joint"
 
 # Shapes below: B batch, D = LATENT_DIM, N = N_VARIABLES, K = N_CATEGORIES.
 
@@ -272,4 +275,4 @@ def category_grid(model: JointVAE, code: Tensor, down: str, across: str) -> Tens
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

@@ -8,11 +8,12 @@ The peak comes from the system's resource usage, which Windows does not have.
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+import runs
+
 CODE = """
 import pathlib, resource, sys
+sys.path.insert(0, "")
 import {script} as script
 script.OUTPUT_DIR, script.EPOCHS = pathlib.Path(sys.argv[1]), 1
 script.main()
@@ -25,9 +26,9 @@ def main() -> None:
     for script in ("vae_continuous", "vae_discrete", "vae_joint", "cyclegan_colors"):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-c", CODE.format(script=script), folder]
-            ended = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+            ended = subprocess.run(command, cwd=runs.ROOT, check=True, stdout=subprocess.PIPE, text=True)
         print(f"{script}: {int(ended.stdout.splitlines()[-1]) / 1e9:.2f} GB", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

@@ -5,6 +5,7 @@ python -m benchmarks.scaling
 
 import statistics
 
+import runs
 import vae_joint
 from benchmarks import timing
 
@@ -34,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

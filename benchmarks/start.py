@@ -8,14 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+
+import runs
 
 REPEATS = 5
-ROOT = Path(__file__).parent.parent
 CODES = {
     "import torch, torchvision": "import torch, torchvision",
     "vae_joint.py to its first step": """
 import os, pathlib, sys
+sys.path.insert(0, "")
 import runs, vae_joint
 vae_joint.OUTPUT_DIR = pathlib.Path(sys.argv[1])
 runs.Run.check_finite = lambda *args: os._exit(0)  # called at the end of each step
@@ -27,7 +28,7 @@ vae_joint.main()
 def seconds(code: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-c", code, folder], cwd=runs.ROOT, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - started
 
 
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

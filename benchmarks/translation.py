@@ -11,12 +11,11 @@ import math
 import random
 import statistics
 
-import matplotlib.colors
-
 import compare
 import cyclegan_colors
 import data
 import runs
+from data import matplotlib  # imported there whatever MPLBACKEND says
 
 FAST = {  # small batches and a high rate that falls from early on
     "EPOCHS": 10,
@@ -134,7 +133,8 @@ def run(name: str, edits: dict, seed: int) -> dict:
     folder = compare.OUTPUT_DIR / f"cyclegan_colors_{short}_SEED={seed}"
     if not edits and seed == cyclegan_colors.SEED:
         folder = cyclegan_colors.OUTPUT_DIR
-    return compare.run(cyclegan_colors, folder, edits | {"SEED": seed}, data.DOMAINS)
+    names = ["updates_to_99", *(f"{direction}_{part}" for part, direction in SCORES)]
+    return compare.run(cyclegan_colors, folder, edits | {"SEED": seed}, data.DOMAINS, names)
 
 
 def main() -> None:
@@ -148,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

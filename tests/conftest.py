@@ -1,8 +1,8 @@
-import matplotlib
 import pytest
 import torch
 
 import data
+import plots
 import vae_continuous
 import vae_discrete
 import vae_joint
@@ -19,7 +19,7 @@ def few_images(monkeypatch):
         return images[:n], digits[:n]
 
     monkeypatch.setattr(data, "load", load_few)
-    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 40)  # figures are drawn all the same, only smaller
+    monkeypatch.setattr(plots, "DPI", 40)  # figures are drawn all the same, only smaller
     for script in (vae_continuous, vae_discrete, vae_joint):
         monkeypatch.setattr(script, "DEVICE", "cpu")  # the same numbers wherever the tests run
 

@@ -3,6 +3,7 @@ import json
 import pytest
 
 import compare
+import runs
 import vae_continuous
 import vae_control
 import vae_joint
@@ -33,7 +34,12 @@ def test_main_runs_what_is_missing_and_reads_the_rest(tiny, monkeypatch, capsys)
     assert (tiny / "compare" / "comparison.png").exists()
     edited = json.loads((tiny / "compare" / "vae_joint_N_VARIABLES=2_SEED=0" / "metrics.json").read_text())
     assert edited["constants"]["N_VARIABLES"] == 2 and vae_joint.N_VARIABLES == 3
+    kept = {path.parent.name for path in tiny.rglob("finished.pt")}  # tens of MB each
+    assert kept == {"vae_continuous", "vae_discrete", "vae_joint"}
 
+    for script, name, value in ((vae_joint, "Z_VARIANCE", 2.0), (vae_continuous, "STEP", 0.2)):
+        monkeypatch.setattr(script, name, value)  # of the figures only: the numbers are read all the same
+    monkeypatch.setattr(vae_joint, "DEVICE", "auto")
     assert compare.main() == first  # reads
     assert "\nRunning " not in capsys.readouterr().out
     loss = first["joint"][0]["results"]["test_loss"]
@@ -69,3 +75,19 @@ def test_impossible_seeds_are_refused(monkeypatch):
         monkeypatch.setattr(compare, "EDITS", (edit,))
         with pytest.raises(SystemExit, match="EDITS"):
             compare.main()
+
+
+def test_a_damaged_result_is_named(tiny, monkeypatch):
+    monkeypatch.setattr(compare, "SEEDS", (0,))
+    path = tiny / "vae_continuous" / "metrics.json"
+    path.parent.mkdir()
+    now = json.dumps({"constants": runs.constants(vars(vae_continuous)), "results": {"test_loss": 1.0}})
+    for content in (b"", b'{"constants": {"DATASET"', b"[]", b"\xff", now.encode()):
+        path.write_bytes(content)
+        with pytest.raises(SystemExit, match=r"metrics\.json is damaged or of another version of the code") as refusal:
+            compare.main()
+        assert str(path) in refusal.value.code and refusal.value.code.endswith(": delete it and run again.")
+        assert path.read_bytes() == content
+    monkeypatch.setattr(vae_joint, "OUTPUT_DIR", str(tiny))
+    with pytest.raises(SystemExit, match=r"OUTPUT_DIR is '.*': it must be a Path"):
+        compare.main()

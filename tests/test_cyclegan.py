@@ -136,7 +136,7 @@ def run(folder, monkeypatch, **constants):
     return cyclegan_colors.main()
 
 
-def test_main_and_resume(few_images, tmp_path, monkeypatch):
+def test_main_and_resume(few_images, tmp_path, monkeypatch, capsys):
     seen = []
     colorize = data.colorize
     monkeypatch.setattr(data, "colorize", lambda grey, colors: seen.append(grey) or colorize(grey, colors))
@@ -159,19 +159,28 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch):
         assert translate(x).shape == x.shape and translate(x).min() >= 0 and translate(x).max() <= 1
     assert (tmp_path / "whole" / "generators.pt").stat().st_size < 150_000
 
-    save = runs.Run.checkpoint
+    print_row = cyclegan_colors.print_row
 
-    def save_and_die(*args):
-        save(*args)
-        raise KeyboardInterrupt
+    def print_and_die(row, steps):
+        print_row(row, steps)
+        if row["epoch"] == 1:  # its checkpoint is there already
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.Run, "checkpoint", save_and_die)
+    monkeypatch.setattr(cyclegan_colors, "print_row", print_and_die)
     with pytest.raises(SystemExit, match="130"):
         run(tmp_path / "cut", monkeypatch)
-    monkeypatch.setattr(runs.Run, "checkpoint", save)
+    monkeypatch.setattr(cyclegan_colors, "print_row", print_row)
     assert run(tmp_path / "cut", monkeypatch) == whole
     first, second = (torch.load(tmp_path / name / "generators.pt", weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(first[g][name], second[g][name]) for g in first for name in first[g])
+    assert not (tmp_path / "cut" / "finished.pt").exists()  # no longer run could go on from it
+
+    monkeypatch.setattr(metrics, "evaluate_translation", lambda *args: 1 / 0)  # the rest is as above
+    capsys.readouterr()
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "cut", monkeypatch, EPOCHS=3)
+    sentence = "Starting afresh: the finished run of 2 epochs cannot go on, because the schedule depends on EPOCHS."
+    assert sentence in capsys.readouterr().out
 
 
 def test_the_cycle_loss_brings_images_back(few_images, tmp_path, monkeypatch):

@@ -2,8 +2,11 @@ import colorsys
 import gzip
 import hashlib
 import shutil
+import socket
+import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,35 @@ def test_missing_files_without_a_network(tmp_path, monkeypatch):
         data.load(train=True)
 
 
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_server_that_resets_the_connection_or_stays_silent(silent, tmp_path, monkeypatch):
+    server, accepted = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:  # the test is over
+                return
+            accepted.append(connection)
+            if not silent:
+                connection.recv(100)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()  # resets
+
+    threading.Thread(target=serve, daemon=True).start()
+    monkeypatch.setattr(data, "DATA_DIR", tmp_path)
+    monkeypatch.setattr(data, "DATASET", "KMNIST")
+    monkeypatch.setattr(data, "TIMEOUT", 0.2)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", [f"http://127.0.0.1:{server.getsockname()[1]}/"])
+    with pytest.raises(SystemExit, match=r"KMNIST is not in .* and could not be downloaded \(.+\): put its four .gz"):
+        data.load(train=True)
+    server.close()
+    assert accepted and socket.getdefaulttimeout() is None and not list(tmp_path.glob(".tmp*"))
+
+
 def test_an_unknown_dataset_is_refused(monkeypatch):
     monkeypatch.setattr(data, "DATASET", "CIFAR10")
     with pytest.raises(SystemExit, match=r"DATASET in data\.py is 'CIFAR10'"):
@@ -182,7 +214,7 @@ def test_hues_are_uniform_and_ranges_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["SATURATION", "VALUE"])
-@pytest.mark.parametrize("bounds", [(1, 0), (0, 2), 1, (0.5,), ("a", "b"), [0, 1]])
+@pytest.mark.parametrize("bounds", [(1, 0), (0, 2), 1, (0.5,), ("a", "b"), [0, 1], (float("nan"), 1)])
 def test_impossible_ranges_are_refused(monkeypatch, name, bounds):
     monkeypatch.setattr(data, name, bounds)
     with pytest.raises(SystemExit, match=f"{name} in data.py"):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,61 @@ def test_ctrl_c_says_what_is_saved(tmp_path):
     ended = run_script("cyclegan_colors", tmp_path, interrupt)
     assert ended.returncode == 130 and ended.stderr == "\nStopped: the last whole epoch is saved, run again to go on.\n"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", ".lock"}
+
+
+def test_a_log_that_nobody_reads_to_its_end(tmp_path):
+    """As in `python vae_joint.py | head -5`, redirected in an encoding with few letters."""
+    code = "\n".join([textwrap.dedent(SETTINGS).format(script="cyclegan_colors"), "script.main()"])
+    command, few = [sys.executable, "-c", code, str(tmp_path)], os.environ | {"PYTHONIOENCODING": "ascii"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=few, text=True, **pipes) as process:
+        for _ in range(5):
+            process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (0, "")
+    assert (tmp_path / "metrics.json").exists() and (tmp_path / "training.gif").exists()
+
+
+def test_from_a_shell_that_keeps_the_folder_out_and_names_a_foreign_window_system(tmp_path):
+    settings = {"PYTHONSAFEPATH": "1", "MPLBACKEND": "module://not_here.backend"}
+    command = [sys.executable, str(ROOT / "vae_joint.py"), "--help"]
+    ended = subprocess.run(command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "") and not list(tmp_path.iterdir())
+    assert ended.stdout.startswith("vae_joint.py takes no arguments") and ended.stdout.count(".\n") == 1
+
+
+def test_arguments_start_nothing(monkeypatch, capsys):
+    shell = types.ModuleType("__main__")
+    shell.__file__ = "/somewhere/vae_joint.py"
+    monkeypatch.setitem(sys.modules, "__main__", shell)
+    for argument, status in (("--epochs=3", 2), ("--help", 0), ("x", 2)):
+        monkeypatch.setattr(sys, "argv", [shell.__file__, argument])
+        try:
+            runs.command(lambda: pytest.fail("started"))
+            ended = 0
+        except SystemExit as end:
+            ended = end.code
+        said = "".join(capsys.readouterr())
+        assert ended == status and said.startswith("vae_joint.py takes no arguments: ") and said.count(". ") == 1
+    files = [*ROOT.glob("vae_*.py"), *(ROOT / name for name in ("cyclegan_colors.py", "judge.py", "compare.py"))]
+    for file in [*files, *(ROOT / "benchmarks").glob("*.py")]:
+        text = file.read_text(encoding="utf-8")
+        assert "__main__" not in text or text.endswith('if __name__ == "__main__":\n    runs.command(main)\n'), file
+
+
+def test_a_script_pasted_into_a_notebook(few_images, tmp_path, monkeypatch, capsys):
+    """Its cells have no __file__, and the arguments of the kernel."""
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    for name in ("vae_continuous", "vae_discrete", "cyclegan_colors", "judge", "compare"):
+        exec((ROOT / f"{name}.py").read_text(encoding="utf-8"), {"__name__": "pasted"})
+    source = (ROOT / "vae_joint.py").read_text(encoding="utf-8").replace("EPOCHS = 30", "EPOCHS = 1")
+    cell = {"__name__": "__main__", "X": 3, "BETAS": 1}  # and variables of one's own
+    exec(source, cell)
+    assert "epoch 1/1" in capsys.readouterr().out and (tmp_path / "outputs" / "vae_joint" / "metrics.json").exists()
+    del cell["BETA"]
+    with pytest.raises(SystemExit, match="BETA is not defined: put it back among the constants of this script"):
+        cell["main"]()

@@ -20,7 +20,9 @@ import {script} as script
 import data
 load = data.load
 data.load = lambda train: tuple(part[: 2000 if train else 500] for part in load(train))
-script.OUTPUT_DIR, script.EPOCHS, script.DEVICE, script.IMAGES_PER_EPOCH = Path(sys.argv[1]), {epochs}, "cpu", 200
+script.OUTPUT_DIR, script.EPOCHS, script.DEVICE = Path(sys.argv[1]), {epochs}, "cpu"
+if hasattr(script, "IMAGES_PER_EPOCH"):
+    script.IMAGES_PER_EPOCH = 200
 script.main()
 """
 

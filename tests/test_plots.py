@@ -1,3 +1,6 @@
+import inspect
+
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -8,8 +11,9 @@ import plots
 
 def test_tiles_show_each_image_in_its_place_unchanged():
     images = torch.rand(2, 3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    axes = Figure().subplots()
-    plots._tiles(axes, images, ["a", "b"], [0, 1, 2])
+    with plots.styled():
+        axes = Figure().subplots()
+        plots._tiles(axes, images, ["a", "b"], [0, 1, 2])
     drawn = axes.images[0].get_array()
     assert drawn.shape == (58, 88, 3) and axes.images[0].get_interpolation() == "nearest"
     assert np.array_equal(drawn[30:58, 60:88], images[1, 2].permute(1, 2, 0).numpy())
@@ -38,3 +42,25 @@ def test_comparison(tmp_path):
     models = dict.fromkeys(("continuous", "discrete", "joint"), (pictures, pictures))
     plots.comparison(tmp_path / "comparison.png", pictures, models, [(float(d), 36.0 * d) for d in range(10)])
     assert imread(tmp_path / "comparison.png").shape[1] > 10 * 28 * 2
+
+
+def test_a_users_own_settings_change_no_figure(tmp_path, monkeypatch):
+    functions = [function for _, function in inspect.getmembers(plots, inspect.isfunction) if function != plots._save]
+    drawing = [function for function in functions if "path" in inspect.signature(function).parameters]
+    assert len(drawing) > 15 and all(hasattr(function, "__wrapped__") for function in drawing)
+
+    monkeypatch.setattr(plots, "DPI", 40)
+    images = torch.rand(10, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    row = {f"{part}_{term}": 200.0 for part in ("train", "test") for term in plots.TERM_COLORS}
+
+    def draw(folder):
+        plots.loss_curves(folder / "a.png", [row, row], {"train": 111.0, "test": 113.0})
+        plots.picture(folder / "b.png", images[0])
+        plots.movie(folder / "c.gif", images[:, None, None], ["x"] * 10, [""], [0], "digit", fps=2)
+        return [(folder / name).read_bytes() for name in ("a.png", "b.png", "c.gif")]
+
+    usual = draw(tmp_path)
+    settings = {"image.origin": "lower", "axes.grid": True, "text.usetex": True, "savefig.dpi": 300, "font.size": 30}
+    with matplotlib.rc_context(settings):
+        assert draw(tmp_path) == usual
+        assert all(matplotlib.rcParams[name] == value for name, value in settings.items())  # and are still theirs

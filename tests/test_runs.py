@@ -1,16 +1,22 @@
 import contextlib
 import copy
+import importlib
+import io
 import json
 import os
 import pickle
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import cyclegan_colors
+import data
 import runs
 import vae_continuous
 import vae_discrete
@@ -51,6 +57,10 @@ SCRIPT_DIR = Path(runs.__file__).parent
         ("MATMUL_PRECISION", "float32"),
         ("MATMUL_PRECISION", None),
         ("DEVICE", "cuda:9"),
+        ("LEARNING_RATE", 10**400),
+        ("LEARNING_RATE", np.float32(0.001)),
+        ("N_VARIABLES", np.int64(3)),
+        ("OUTPUT_DIR", "outputs/mine"),
     ],
 )
 def test_an_impossible_constant_is_refused_in_one_sentence(name, value, few_images, tmp_path, monkeypatch, capsys):
@@ -72,10 +82,133 @@ def test_requests_of_the_continuous_model_are_checked(tmp_path, monkeypatch):
             vae_continuous.main()
 
 
+def test_constants_of_data_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(cyclegan_colors, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(data, "DOMAIN_A", tuple((np.float32(i / 10), 1, 1) for i in range(10)))
+    with pytest.raises(SystemExit, match=r"DOMAIN_A is .*: it must be made of Python's own numbers"):
+        cyclegan_colors.main()
+    monkeypatch.setattr(data, "TRAIN_COLOR_SEED", -1)
+    with pytest.raises(SystemExit, match="TRAIN_COLOR_SEED is -1: it must"):
+        vae_joint.main()
+    monkeypatch.delattr(data, "DOMAIN_A")
+    with pytest.raises(SystemExit, match=r"DOMAIN_A is not defined: put it back among the constants of data\.py\."):
+        cyclegan_colors.main()
+    monkeypatch.delattr(data, "DATASET")
+    with pytest.raises(SystemExit, match=r"DATASET is not defined: put it back among the constants of data\.py\."):
+        vae_joint.main()
+
+
+@pytest.mark.parametrize(
+    ("gone", "new", "sentence"),
+    [
+        ("Z_VARIANCE", None, r"Z_VARIANCE is not defined: put it back among the constants of vae_joint\.py\."),
+        ("TAU_DECAY", None, r"TAU_DECAY is not defined: put it back"),
+        ("RESUME", None, r"RESUME is not defined: put it back"),
+        ("EPOCHS", "EPOCH", r"EPOCH is not a constant that vae_joint\.py knows: rename it to EPOCHS, or delete it\."),
+        (None, "MATMUL_PRECISON", r"MATMUL_PRECISON is not .*: rename it to MATMUL_PRECISION, or delete it\."),
+    ],
+)
+def test_a_constant_that_is_deleted_or_misspelt(gone, new, sentence, few_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(vae_joint, "OUTPUT_DIR", tmp_path)
+    if gone:
+        monkeypatch.delattr(vae_joint, gone)
+    if new:
+        monkeypatch.setattr(vae_joint, new, 1, raising=False)
+    with pytest.raises(SystemExit, match=sentence):
+        vae_joint.main()
+
+
+def test_every_script_knows_its_constants_and_a_constant_of_your_own(monkeypatch, capsys):
+    for name in ("vae_continuous", "vae_discrete", "vae_joint", "cyclegan_colors", "judge"):
+        script = importlib.import_module(name)
+        monkeypatch.setattr(script, "HIDDEN", 100, raising=False)  # like none that is known
+        runs._check_names(vars(script), name)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(vae_joint, "CYCLE_WEIGHT", 2.0, raising=False)
+    runs._check_names(vars(vae_joint), "vae_joint.py")
+    assert capsys.readouterr().out == "Warning: nothing in vae_joint.py reads CYCLE_WEIGHT.\n"
+
+
 def test_a_device_that_is_not_there_is_refused():
     missing = "cuda" if not torch.cuda.is_available() else "mps"
     with pytest.raises(SystemExit, match=f"DEVICE is '{missing}', which this machine"):
         runs._device(missing)
+
+
+def test_a_gpu_that_cannot_be_used(monkeypatch, capsys):
+    """Simulated: torch says yes, and the first computation fails, or gives other numbers than it should."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    ones = torch.ones
+
+    def broken(*args, device=None, **options):
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    for stand_in, why in (
+        (broken, "CUDA error: no kernel image is available"),
+        (lambda *args, device=None, **options: ones(*args).mul(2).requires_grad_(), "it computes wrong numbers"),
+    ):
+        monkeypatch.setattr(torch, "ones", stand_in)
+        assert runs._device("auto").type == "cpu"
+        assert capsys.readouterr().out == f"The GPU (cuda) cannot be used ({why}): computing on the CPU.\n"
+        with pytest.raises(SystemExit, match=rf"DEVICE is 'cuda', which cannot be used \({why}\): try 'cpu'"):
+            runs._device("cuda")
+    monkeypatch.setattr(torch, "ones", lambda *args, device=None, **options: ones(*args, **options))
+    assert runs._device("auto").type == "cuda"
+
+
+def test_apples_gpu_is_used_only_where_it_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(runs, "_fault", lambda device: None)
+    assert runs._device("auto").type == "cpu" and "DEVICE = 'mps' uses it" in capsys.readouterr().out
+    assert runs._device("mps").type == "mps"
+
+
+def test_packages_that_are_too_old_or_unknown(tmp_path, monkeypatch, capsys):
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.2.2" if name == "torch" else version(name))
+    with pytest.raises(SystemExit, match=r"torch 2\.2\.2 is too old: this needs 2\.6 or newer"):
+        runs.start(tmp_path, {})
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with runs.start(tmp_path, {}):
+        assert "torch unknown" in capsys.readouterr().out
+
+
+def test_the_loss_is_not_finite_for_a_reason_that_can_be_the_reason(tmp_path):
+    def sentence(step, **constants):
+        with pytest.raises(SystemExit) as ended, runs.start(tmp_path, {"LEARNING_RATE": 0.5} | constants) as run:
+            run.check_finite(float("nan"), step)
+        return ended.value.code
+
+    assert sentence(0).endswith("in epoch 1, step 0: no weight had changed yet, so look at the loss itself.")
+    assert sentence(1).endswith("step 1: try a lower LEARNING_RATE.")
+    low = {"TAU_START": 1e-30, "TAU_MIN": 1e-30}
+    assert sentence(0, **low).endswith("try a higher TAU_START or a higher TAU_MIN.")
+    assert sentence(7, BETA=1e30).endswith("try a lower BETA or a lower LEARNING_RATE.")
+
+
+def test_too_little_memory_is_one_sentence(tmp_path):
+    for size in (10**14, 10**18):
+        with pytest.raises(SystemExit, match=r"The memory of this machine .* is too small"), runs.start(tmp_path, {}):
+            torch.empty(size, dtype=torch.uint8)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch's newer interface")
+def test_precision_set_by_torchs_newer_interface(tmp_path):
+    code = """
+import torch, runs, pathlib, sys
+for part in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends):
+    part.fp32_precision = "tf32"
+    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    with runs.start(pathlib.Path(sys.argv[1]), {"MATMUL_PRECISION": "medium"}):
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert before == (torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=SCRIPT_DIR, check=True)
 
 
 def test_precision_is_bfloat16_where_the_processor_is_known_to_be_fast(tmp_path, monkeypatch, capsys):
@@ -235,6 +368,44 @@ def test_resume(tmp_path, capsys):
     assert "code in the file was run" not in capsys.readouterr().out
 
 
+def test_what_decides_whether_a_run_goes_on(tmp_path, monkeypatch, capsys):
+    constants = {"EPOCHS": 3, "SEED": 0, "Z_VARIANCE": 5.0, "RESUME": True, "DEVICE": "cpu"}
+    model = torch.nn.Linear(2, 2)
+    history = [{"epoch": epoch, "seconds": float(epoch)} for epoch in (1, 2, 3)]
+
+    def resume(schedule=(), **edits):
+        with runs.start(tmp_path, constants | edits, schedule=schedule) as run:
+            return len(run.resume(model=model)), capsys.readouterr().out
+
+    def save(epochs, finish=False, **edits):
+        with runs.start(tmp_path, constants | edits) as run:
+            run.resume(model=model)
+            run.checkpoint(history[:epochs])
+            if finish:
+                run.finish({"score": 1.0}, history[:epochs])
+
+    save(2)  # stopped: what only figures depend on does not matter, nor does the length
+    assert resume(Z_VARIANCE=2.0)[0] == resume(DEVICE="auto")[0] == resume(EPOCHS=2)[0] == resume(EPOCHS=9)[0] == 2
+    assert resume(EPOCHS=1)[0] == 0 and resume(SEED=1)[0] == 0
+    n, out = resume(("EPOCHS",), EPOCHS=9)
+    assert n == 0 and "EPOCHS, which the schedule depends on, was 3 in the unfinished run, and is 9." in out
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    n, out = resume()
+    assert n == 2 and re.search(r"Not what it was: threads \d+ → 77\. The numbers may differ from those of a run", out)
+
+    save(3, finish=True)  # finished
+    assert {path.name for path in tmp_path.glob("*.pt")} == {"finished.pt"}
+    assert resume()[0] == resume(EPOCHS=2)[0] == resume(EPOCHS=9, SEED=1)[0] == 0
+    assert resume(EPOCHS=9, Z_VARIANCE=2.0)[0] == 3
+    save(1, SEED=1)  # another one, stopped: both can go on
+    assert resume(EPOCHS=9)[0] == 3 and resume(SEED=1)[0] == 1
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()
+    assert "of 3 epochs cannot go on, because its last state is not kept here." in resume(EPOCHS=4)[1]
+    assert "cannot go on, because the schedule depends on EPOCHS." in resume(("EPOCHS",), EPOCHS=4)[1]
+    assert "afresh" not in resume(EPOCHS=4, SEED=1)[1] + resume()[1]
+
+
 def test_the_homeworks_values_are_the_defaults():
     common = {"EPOCHS": 30, "BATCH_SIZE": 120, "LEARNING_RATE": 0.001}
     gaussian = {"LATENT_DIM": 2}
@@ -251,7 +422,7 @@ def test_an_interrupt_ends_with_one_line(tmp_path):
         code = f"""
 import pathlib, runs
 for action in {actions!r}:
-    with runs.start(pathlib.Path({str(tmp_path)!r}), {{"SEED": {seed}}}) as run:
+    with runs.start(pathlib.Path({str(tmp_path)!r}), {{"SEED": {seed}, "RESUME": True}}) as run:
         exec(action)
 """
         ended = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT_DIR, capture_output=True, text=True)
@@ -265,6 +436,25 @@ for action in {actions!r}:
     assert stopped(1, "run.resume();" + interrupt) == f"\nStopped: {some}.\n"
     assert stopped(2, "run.resume();" + interrupt) == f"\nStopped: {none}.\n"  # another run's
     assert stopped(1, save, interrupt) == f"\nStopped: {none}.\n"  # the one before it has saved
+
+
+def test_a_log_that_cannot_be_written_or_encoded_ends_nothing(monkeypatch):
+    read, write = os.pipe()
+    with open(write, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        os.close(read)
+        with runs.lasting_log():
+            print("nobody reads this")
+            print("nor this", flush=True)
+        assert sys.stdout is stream
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    with runs.lasting_log():
+        print("A → B ± 1", flush=True)
+    assert narrow.buffer.getvalue().decode("cp1252").strip() == "A ? B ± 1"
+    narrow.close()
+    with runs.lasting_log():
+        print("closed")
 
 
 TRAINING = """

@@ -274,6 +274,21 @@ def test_resumed_equals_uninterrupted(script, few_images, tmp_path, monkeypatch,
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@SCRIPTS
+def test_a_finished_run_goes_on_to_more_epochs(script, few_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "figures", lambda *args: None)
+    whole = run(script, tmp_path / "whole", monkeypatch, EPOCHS=3)
+    run(script, tmp_path / "longer", monkeypatch, EPOCHS=2)
+    capsys.readouterr()
+    assert run(script, tmp_path / "longer", monkeypatch, EPOCHS=3) == whole  # to the last bit
+    out = capsys.readouterr().out
+    assert "Going on after epoch 2 of the finished run" in out and "epoch 3/3" in out and "epoch 2/3" not in out
+    weights = [script.load_model(tmp_path / name / "model.pt").state_dict() for name in ("whole", "longer")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    run(script, tmp_path / "longer", monkeypatch)  # the same again: trained again, as after an edit of the loss
+    assert "epoch 1/3" in capsys.readouterr().out
+
+
 def test_the_discrete_model_starts_at_the_mean_image_with_START_AT_MEAN(few_images, tmp_path, monkeypatch):
     losses = []
     for switch in (True, False):
