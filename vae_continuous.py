@@ -39,7 +39,7 @@ DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; o
 # torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
 # products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
-RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
+RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
 
 # Figures. Four requests of (digit, hue in degrees), and the step of the grid around the point found for each.
 REQUESTS = ((0, 0), (1, 120), (7, 240), (3, 60))
@@ -112,8 +112,8 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 def elbo_terms(model: ContinuousVAE, x: Tensor) -> dict[str, Tensor]:
     """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
 
-    -ELBO = -E[log p(x | z)] + KL(q(z | x) ‖ p(z)). The first term is the binary cross-entropy of the pixels, which may
-    be fractional.
+    -ELBO = -E[log p(x | z)] + KL(q(z | x) ‖ p(z)). The first term is the binary cross-entropy of the pixels, which lie
+    in [0, 1], not only at its ends, so it does not reach 0.
     """
     logits, kl_z = model(x)
     return {
@@ -132,12 +132,12 @@ def main() -> dict:
     with runs.start(OUTPUT_DIR, globals()) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
         run.check_batch_size(BATCH_SIZE, len(train))
-        judge.load(run.device)  # trained now, if there is none for this dataset
-        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
+        judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the reconstruction
 
         torch.manual_seed(SEED)
         model = ContinuousVAE(LATENT_DIM).to(run.device)
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         history = run.resume(model=model, optimizer=optimizer)  # a row for each finished epoch
         step = len(history) * math.ceil(len(train) / BATCH_SIZE)
 
@@ -160,7 +160,7 @@ def main() -> dict:
             run.check_finite(sum(test_terms.values()), step)
             row |= {f"test_{name}": value for name, value in test_terms.items()}
             history.append({"epoch": epoch, "seconds": run.seconds(), **row})
-            run.checkpoint(history)
+            run.checkpoint(history)  # with the state of what resume() was given
             run.print_epoch(history, floors)
 
         # Only from here on are labels used. They score what was learned.

@@ -1,9 +1,9 @@
 """Control VAE: a joint VAE whose first variable is the digit, learned without labels, on coloured MNIST.
 
-Two terms are added to the joint model's negative ELBO. The first asks that the first variable gives the same answer
-when an image is slightly deformed and gets another hue, and that all of its categories are used. The second asks that
-the decoder draws what this variable says. So its ten categories become the ten digits: a knob. The hue stays in the two
-continuous numbers.
+Two terms are added to the joint model's negative ELBO. The first rewards a first variable that stays the same when the
+image is slightly deformed and recoloured, and that uses all of its categories. The second rewards a decoder that draws
+what this variable says. Its ten categories become the ten digits, and setting it chooses the digit, like a knob. The
+two continuous numbers still hold the hue.
 
     python vae_control.py        # edit the constants below, run again
 
@@ -33,7 +33,7 @@ import metrics
 import plots
 import runs
 
-# Latents. The first variable becomes the digit: with ten categories, one for each. The others carry its style.
+# Latents. The first variable becomes the digit: ten categories, one for each. The others carry its style.
 LATENT_DIM = 2  # continuous numbers, one Gaussian each
 N_VARIABLES = 4  # categorical variables
 N_CATEGORIES = 10  # categories of each
@@ -45,11 +45,13 @@ TAU_DECAY = 0.0006  # per batch: tau is 0.5 from the fifth epoch on
 TAU_MIN = 0.5
 HARD = False  # True: one-hot samples in the forward pass, with the gradient of the relaxed ones (straight-through)
 
-# What is added to -ELBO, in nats per image (see digit_terms and knob_term). A weight of 0 turns a term off.
-DIGIT_WEIGHT = 20.0  # of the first term: agreement of an image and its deformed copy on the first variable
-AGREEMENT_WEIGHT = 5.0  # within it, of their KL; a larger one makes it harder to leave the uniform distribution
-BALANCE_WEIGHT = 4.0  # within it, of the entropy of the variable's mean: keeps all categories in use
-KNOB_WEIGHT = 10.0  # of the second term: a picture drawn with another digit is read as that digit
+# The loss, with q the first variable's distribution for an image, q' for its deformed copy, q̄ the mean of q:
+#   -ELBO + DIGIT_WEIGHT (AGREEMENT_WEIGHT KL(q ‖ q') + H(q) - BALANCE_WEIGHT H(q̄)) + KNOB_WEIGHT knob_term
+# A weight of 0 turns a term off.
+DIGIT_WEIGHT = 20.0
+AGREEMENT_WEIGHT = 5.0  # a larger one makes it harder to leave the uniform distribution, where all agree
+BALANCE_WEIGHT = 4.0  # keeps all categories in use
+KNOB_WEIGHT = 10.0
 
 # The deformed copies: bounds of a random shift, rotation, scale, stretch and shear, and the elastic displacement.
 MAX_SHIFT = 2.25  # pixels, in both directions along each axis
@@ -59,8 +61,8 @@ MAX_STRETCH = 0.15  # share of the width, up or down
 MAX_SHEAR = 0.15  # horizontal pixels for each vertical one
 ELASTIC = 0.7  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
 
-# The start. Some first weights lead to categories that mix two digits. So several encoders are trained with the first
-# term, without a decoder, and the one with the lowest loss goes on.
+# The start. Some random initializations mix two digits in one category. So several encoders are trained on the first
+# term, without a decoder, and the one with the lowest loss is kept. The start is repeated if it is interrupted.
 N_STARTS = 4
 START_EPOCHS = 6
 
@@ -72,7 +74,7 @@ DECAY_FROM = 0.5  # share of the run after which the rate falls linearly to 0; 1
 SEED = 0  # seeds the weights, the order of the images, the deformations and the samples
 DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
 PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
+RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_control"
 
@@ -158,14 +160,14 @@ def elbo_terms(model: ControlVAE, x: Tensor, tau: float, hard: bool = False) -> 
     """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
 
     -ELBO = -E[log p(x | z, v)] + KL(q(z | x) ‖ p(z)) + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy
-    of the pixels, which may be fractional.
+    of the pixels. They lie in [0, 1], not only at its ends, so it does not reach 0.
     """
     posterior = model.encode(x)
     return terms_of_code(model, x, posterior, model.sample(*posterior, tau, hard))
 
 
 def terms_of_code(model: ControlVAE, x: Tensor, posterior: tuple[Tensor, ...], code: Tensor) -> dict[str, Tensor]:
-    """The same from what encode(x) gave and a code drawn from it."""
+    """elbo_terms for a posterior that encode(x) has given and a code drawn from it."""
     mu, logvar, log_q = posterior
     return {
         "reconstruction": F.binary_cross_entropy_with_logits(model.decoder(code).float(), x, reduction="sum"),
@@ -190,29 +192,30 @@ def digit_terms(log_q: Tensor, log_q_copy: Tensor) -> dict[str, Tensor]:
 
 
 def digit_loss(terms: dict[str, Tensor]) -> Tensor:
+    """The first of the two terms, from digit_terms."""
     return AGREEMENT_WEIGHT * terms["agreement"] + terms["entropy"] - BALANCE_WEIGHT * terms["mean_entropy"]
 
 
 def knob_term(model: ControlVAE, code: Tensor) -> Tensor:
-    """How badly the first variable is heard: -log q(c | picture) in nats, summed over the batch of codes (B, D + N·K).
+    """-log q(c | picture) in nats, summed over the batch of codes (B, D + N·K): is a category set by hand drawn?
 
-    The picture is decoded from the code with a random category c in its first variable, and read by the encoder, which
-    is held fixed. InfoGAN's bound on the mutual information of c and the picture: Chen et al. 2016.
+    The picture is decoded from the code with a random category c in its first variable, and read by the encoder. Only
+    the decoder is trained by it. InfoGAN's bound on the mutual information of c and the picture: Chen et al. 2016.
     """
     c = torch.randint(model.n_categories, (len(code),)).to(code.device)
     turned = code.detach().clone()
     turned[:, model.latents["v1"]] = F.one_hot(c, model.n_categories).to(turned)
-    reader = nn.ModuleList([model.encoder, model.categorical_head]).requires_grad_(False)
-    log_q = model.encode(model.decode(turned))[2][:, 0]
+    reader = nn.ModuleList([model.encoder, model.categorical_head]).requires_grad_(False)  # gradients only pass through
+    _, _, log_q = model.encode(model.decode(turned))
     reader.requires_grad_(True)
-    return F.nll_loss(log_q, c, reduction="sum")
+    return F.nll_loss(log_q[:, 0], c, reduction="sum")
 
 
 def deformed_copies(train: data.ColoredSet, index: Tensor) -> Tensor:
     """The images of these indices (B,), each slightly deformed and in the colour of another one, (B, 3, 28, 28)."""
     bounds = MAX_SHIFT, MAX_ROTATION, MAX_SCALE, MAX_STRETCH, MAX_SHEAR, ELASTIC
     grey = data.deform(train.images[index][:, None] / 255, *bounds)
-    return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the order of a batch is random
+    return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the next image's, in a random order
 
 
 def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
@@ -223,16 +226,16 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
     """
     models = [ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device) for _ in range(N_STARTS)]
     optimizers = [torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True) for model in models]
-    losses = [0.0] * N_STARTS
-    for epoch in range(1, START_EPOCHS + 1 if DIGIT_WEIGHT else 1):
+    losses, n_epochs = [0.0] * N_STARTS, START_EPOCHS if DIGIT_WEIGHT else 0
+    for epoch in range(1, n_epochs + 1):
         sums = torch.zeros(N_STARTS)
         batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
         for index in tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None):
             x = torch.cat([train.colored(index), deformed_copies(train, index)])
             for i, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
                 with run.autocast():
-                    log_q = model.encode(x)[2][:, 0]
-                loss = digit_loss(digit_terms(*log_q.chunk(2)))
+                    _, _, log_q = model.encode(x)
+                loss = digit_loss(digit_terms(*log_q[:, 0].chunk(2)))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -255,12 +258,12 @@ def main() -> dict:
     with runs.start(OUTPUT_DIR, globals(), schedule=("EPOCHS",)) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
         run.check_batch_size(BATCH_SIZE, len(train))
-        judge.load(run.device)  # trained now, if there is none for this dataset
-        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
+        judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the reconstruction
 
         torch.manual_seed(SEED)
         model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         n_batches = math.ceil(len(train) / BATCH_SIZE)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(rate, steps=EPOCHS * n_batches))
         history = run.resume(model=model, optimizer=optimizer, schedule=schedule)  # a row for each finished epoch
@@ -276,7 +279,7 @@ def main() -> dict:
                 x = train.colored(index)
                 with run.autocast():
                     encoded = model.encode(torch.cat([x, deformed_copies(train, index)]))  # one pass for the two
-                    posterior, copies = zip(*(part.chunk(2) for part in encoded), strict=True)
+                    posterior, copies = ([part[of] for part in encoded] for of in (slice(len(x)), slice(len(x), None)))
                     code = model.sample(*posterior, tau, HARD)
                     terms = {
                         **terms_of_code(model, x, posterior, code),
@@ -299,7 +302,7 @@ def main() -> dict:
             run.check_finite(sum(test_terms.values()), step)
             row |= {f"test_{name}": value for name, value in test_terms.items()}
             history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
-            run.checkpoint(history)
+            run.checkpoint(history)  # with the state of what resume() was given
             run.print_epoch(history, floors)
 
         # Only from here on are labels used. They name and score what was learned.
@@ -326,7 +329,7 @@ def figures(
     history: list[dict],
     floors: dict[str, float],
 ) -> None:
-    """Draws all figures. What a figure does not vary stays as in the code of the test image."""
+    """Draws all figures. Whatever a figure does not vary is taken from the code of the first test image."""
     name, results, codes, device = "Control VAE", scores.results, scores.test_codes, scores.test_codes.device
     plots.common_figures(OUTPUT_DIR, name, scores, history, floors)
     title = f"{name}: the first variable is the digit of {results['digit_accuracy']:.1%} of the test images"

@@ -53,7 +53,7 @@ DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; o
 # torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
 # products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
-RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
+RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_discrete"
 
@@ -138,8 +138,8 @@ def start_at(model: DiscreteVAE, image: Tensor) -> None:
 def elbo_terms(model: DiscreteVAE, x: Tensor, tau: float, hard: bool = False) -> dict[str, Tensor]:
     """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
 
-    -ELBO = -E[log p(x | v)] + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy of the pixels, which may
-    be fractional.
+    -ELBO = -E[log p(x | v)] + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy of the pixels, which lie
+    in [0, 1], not only at its ends, so it does not reach 0.
     """
     logits, log_q = model(x, tau, hard)
     return {
@@ -158,14 +158,14 @@ def main() -> dict:
     with runs.start(OUTPUT_DIR, globals()) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
         run.check_batch_size(BATCH_SIZE, len(train))
-        judge.load(run.device)  # trained now, if there is none for this dataset
-        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
+        judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the reconstruction
 
         torch.manual_seed(SEED)
         model = DiscreteVAE(N_VARIABLES, N_CATEGORIES).to(run.device)
         if START_AT_MEAN:
             start_at(model, data.mean_image(train))
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         history = run.resume(model=model, optimizer=optimizer)  # a row for each finished epoch
         step = len(history) * math.ceil(len(train) / BATCH_SIZE)
 
@@ -189,7 +189,7 @@ def main() -> dict:
             run.check_finite(sum(test_terms.values()), step)
             row |= {f"test_{name}": value for name, value in test_terms.items()}
             history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
-            run.checkpoint(history)
+            run.checkpoint(history)  # with the state of what resume() was given
             run.print_epoch(history, floors)
 
         # Only from here on are labels used. They score what was learned.
@@ -205,7 +205,7 @@ def main() -> dict:
 def figures(
     model: DiscreteVAE, test: data.ColoredSet, scores: metrics.Evaluation, history: list[dict], floors: dict[str, float]
 ) -> None:
-    """Draws all figures. What a figure does not vary stays as in the code of the first test image."""
+    """Draws all figures. Whatever a figure does not vary is taken from the code of the first test image."""
     plots.common_figures(OUTPUT_DIR, "Discrete VAE", scores, history, floors)
     codes, base, device = scores.test_codes, scores.test_codes[0], scores.test_codes.device
 
@@ -234,7 +234,7 @@ def figures(
 
 # Same as vae_joint.category_grid.
 def category_grid(model: DiscreteVAE, code: Tensor, down: str, across: str) -> Tensor:
-    """Copies of a code (W,) with every pair of categories of two of its variables: (K, K, W), W the width of a code."""
+    """W is the width of a code. Copies of a code (W,) with every pair of categories of two variables: (K, K, W)."""
     k = model.n_categories
     grid = code.repeat(k, k, 1)
     grid[:, :, model.latents[down]] = torch.eye(k, device=code.device)[:, None]

@@ -1,7 +1,7 @@
 """Joint VAE: continuous numbers and categorical variables in one code, on coloured MNIST.
 
-Nothing in the loss asks for it, yet the model divides the work. The two continuous numbers become a colour wheel: the
-angle in their plane is the hue, the radius the weight of the stroke. The categories hold the digit and its style.
+The model divides the work, although the loss does not ask for it. The two continuous numbers form a colour wheel, whose
+angle is the hue and whose radius is the weight of the stroke. The categories hold the digit and its style.
 
     python vae_joint.py          # edit the constants below, run again
 
@@ -57,7 +57,7 @@ DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; o
 # torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
 # products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
-RESUME = True  # True goes on with an unfinished run of the same constants, False always starts afresh
+RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
 
 # Figures.
 Z_VARIANCE = 5.0  # in the grids of categories, the continuous numbers are drawn from N(0, Z_VARIANCE)
@@ -146,7 +146,7 @@ def elbo_terms(model: JointVAE, x: Tensor, tau: float, hard: bool = False) -> di
     """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
 
     -ELBO = -E[log p(x | z, v)] + KL(q(z | x) ‖ p(z)) + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy
-    of the pixels, which may be fractional.
+    of the pixels. They lie in [0, 1], not only at its ends, so it does not reach 0.
     """
     logits, kl_z, log_q = model(x, tau, hard)
     return {
@@ -166,12 +166,12 @@ def main() -> dict:
     with runs.start(OUTPUT_DIR, globals()) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
         run.check_batch_size(BATCH_SIZE, len(train))
-        judge.load(run.device)  # trained now, if there is none for this dataset
-        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}
+        judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the reconstruction
 
         torch.manual_seed(SEED)
         model = JointVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: the same, in one pass
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         history = run.resume(model=model, optimizer=optimizer)  # a row for each finished epoch
         step = len(history) * math.ceil(len(train) / BATCH_SIZE)
 
@@ -195,13 +195,13 @@ def main() -> dict:
             run.check_finite(sum(test_terms.values()), step)
             row |= {f"test_{name}": value for name, value in test_terms.items()}
             history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
-            run.checkpoint(history)
+            run.checkpoint(history)  # with the state of what resume() was given
             run.print_epoch(history, floors)
 
         # Only from here on are labels used. They score what was learned.
         runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
         terms_of = functools.partial(elbo_terms, model, tau=history[-1]["tau"])
-        scores = metrics.evaluate(model, terms_of, train, test)
+        scores = metrics.evaluate(model, terms_of, train, test)  # with relaxed and with one-hot samples
         scores.results.update(metrics.color_wheel_scores(model.latents, scores.test_codes, test))
         figures(model, train, test, scores, history, floors)
         run.finish(scores.results, history)
@@ -217,7 +217,7 @@ def figures(
     history: list[dict],
     floors: dict[str, float],
 ) -> None:
-    """Draws all figures. What a figure does not vary stays as in the code of the first test image."""
+    """Draws all figures. Whatever a figure does not vary is taken from the code of the first test image."""
     plots.common_figures(OUTPUT_DIR, "Joint VAE", scores, history, floors)
     codes, base, device = scores.test_codes, scores.test_codes[0], scores.test_codes.device
     demand_pictures, _ = scores.demand
@@ -243,10 +243,10 @@ def figures(
     title = f"Joint VAE: pairs of variables, z drawn from N(0, {Z_VARIANCE:g}) for each cell"
     plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
 
-    # The finding in one picture.
+    # In one picture: the wheel, one pair of variables, and digits drawn on demand.
     down, across = pairs[0]  # the same variable twice if there is only one: then one row
-    few = category_grid(model, base, down, across)[: 10 if down != across else 1, :10]
-    pictures = model.decode(few.flatten(0, 1)).unflatten(0, few.shape[:2])
+    corner = category_grid(model, base, down, across)[: 10 if down != across else 1, :10]
+    pictures = model.decode(corner.flatten(0, 1)).unflatten(0, corner.shape[:2])
     every_other_hue = demand_pictures[:, ::2]
     plots.finding(OUTPUT_DIR / "finding.png", codes, test.hues, pictures, (down, across), every_other_hue)
 
@@ -266,7 +266,7 @@ def figures(
 
 
 def category_grid(model: JointVAE, code: Tensor, down: str, across: str) -> Tensor:
-    """Copies of a code (W,) with every pair of categories of two of its variables: (K, K, W), W the width of a code."""
+    """W is the width of a code. Copies of a code (W,) with every pair of categories of two variables: (K, K, W)."""
     k = model.n_categories
     grid = code.repeat(k, k, 1)
     grid[:, :, model.latents[down]] = torch.eye(k, device=code.device)[:, None]
