@@ -4,6 +4,7 @@ import torch
 import data
 import plots
 import vae_continuous
+import vae_control
 import vae_discrete
 import vae_joint
 
@@ -20,7 +21,7 @@ def few_images(monkeypatch):
 
     monkeypatch.setattr(data, "load", load_few)
     monkeypatch.setattr(plots, "DPI", 40)  # figures are drawn all the same, only smaller
-    for script in (vae_continuous, vae_discrete, vae_joint):
+    for script in (vae_continuous, vae_discrete, vae_joint, vae_control):
         monkeypatch.setattr(script, "DEVICE", "cpu")  # the same numbers wherever the tests run
 
 
