@@ -450,9 +450,10 @@ def _version(package: str) -> str:
 
 
 def _check_packages() -> None:
-    """Exits with one sentence if a package is older than requirements.txt admits."""
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").split():
-        package, lowest = line.split(">=")
+    """Exits with one sentence if a package is older than requirements.txt, if there is one, admits."""
+    file = ROOT / "requirements.txt"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    for package, lowest in re.findall(r"^([\w-]+)>=([\d.]+)", text, flags=re.MULTILINE):
         have = _version(package)
         numbers = [tuple(map(int, re.findall(r"\d+", version)[:2])) for version in (have, lowest)]
         if have != "unknown" and numbers[0] < numbers[1]:

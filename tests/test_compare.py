@@ -78,7 +78,7 @@ def test_impossible_seeds_are_refused(monkeypatch):
 
 
 def test_a_damaged_result_is_named(tiny, monkeypatch):
-    monkeypatch.setattr(compare, "SEEDS", (0,))
+    monkeypatch.setattr(compare, "SEEDS", dict.fromkeys(compare.SCRIPTS, (0,)))
     path = tiny / "vae_continuous" / "metrics.json"
     path.parent.mkdir()
     now = json.dumps({"constants": runs.constants(vars(vae_continuous)), "results": {"test_loss": 1.0}})

@@ -1,6 +1,7 @@
 """The page in a real browser, headless Chromium: drawn on, its knobs turned, its arithmetic compared with torch's."""
 
 import base64
+import colorsys
 import json
 import re
 import shutil
@@ -147,8 +148,8 @@ def pixels(page, canvas):
 
 
 def test_its_arithmetic_is_torchs(visit, made, model, test_set):
-    few = data.ColoredSet(*(part[:200] for part in test_set))
-    x = data.colorize(few.images, few.colors)
+    few = test_set[:200]
+    x = few.colored(slice(None))
     codes = metrics.codes_of(model, few)
     translations = cyclegan_colors.load_model(cyclegan_colors.OUTPUT_DIR / "generators.pt")
     wanted = [model.decode(codes), *(translate(x) for translate in translations)]
@@ -479,7 +480,7 @@ def test_the_tracked_page_reads_test_images_as_its_model_does(visit, tracked, te
             return encode(colored(normalize(field).grey, rgbOf(hue))).v[0]; }); }"""
     found = names[visit(TRACKED).evaluate(read, [explore.pack(test_set.images[:n].numpy(), 8), hues.tolist()])]
 
-    colors = data.hsv_to_rgb(torch.stack([hues, torch.ones(n), torch.ones(n)], 1))
+    colors = torch.tensor([colorsys.hsv_to_rgb(hue / 360, 1, 1) for hue in hues.tolist()])
     x = data.colorize(test_set.images[:n], colors).flatten(2).transpose(1, 2).flatten(1)  # pixel by pixel
     for layer in tracked["networks"]["encoder"]:
         weights, bias = unpack(layer)
