@@ -290,6 +290,15 @@ def swap_examples(model: nn.Module, codes: Tensor, names: list[str], test: data.
     return test.colored(for_digit), test.colored(for_hue), *swaps
 
 
+def plane_codes(code: Tensor, latents: dict[str, slice], ticks: Tensor) -> Tensor:
+    """Copies of a code (W,), z1 at the ticks (n,) from left to right and z2, if there is one, upwards: (n, n, W)."""
+    grid = code.repeat(len(ticks), len(ticks), 1)
+    grid[:, :, 0] = ticks
+    if "z2" in latents:
+        grid[:, :, 1] = ticks.flip(0)[:, None]
+    return grid
+
+
 def hue_codes(codes: Tensor, train: data.ColoredSet, wanted: Tensor) -> Tensor:
     """What continuous numbers stand for these hues (H,) in degrees? Medians of training codes (n, D): (H, D).
 

@@ -302,8 +302,10 @@ class Run:
             parts.append(f"{part}: reconstruction above floor {row[f'{part}_reconstruction'] - floor:7.2f}{kl}")
         seconds = row["seconds"] - (history[-2]["seconds"] if len(history) > 1 else 0)
         tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
-        left = seconds * (epochs - row["epoch"]) / 60
-        print(*parts, f"{tau}{seconds:5.1f} s  {left:4.1f} min left", sep=" | ", flush=True)
+        left = f"  {seconds * (epochs - row['epoch']) / 60:4.1f} min left"
+        print(
+            *parts, f"{tau}{seconds:5.1f} s{left if len(history) > 1 else ''}", sep=" | ", flush=True
+        )  # 1: set-up, too
 
     # ---------------------------------------------------------------------------------- going on after a stop
 

@@ -186,13 +186,9 @@ def figures(
     codes, device = scores.test_codes, scores.test_codes.device
 
     # The plane decoded, z2 upwards.
-    n = 21
-    ticks = torch.linspace(-4, 4, n, device=device)
-    grid = codes[0].repeat(n, n, 1)
-    grid[:, :, 0] = ticks
-    if LATENT_DIM > 1:
-        grid[:, :, 1] = ticks.flip(0)[:, None]
-    pictures = model.decode(grid.flatten(0, 1)).unflatten(0, (n, n))
+    ticks = torch.linspace(-4, 4, 21, device=device)
+    grid = metrics.plane_codes(codes[0], model.latents, ticks)
+    pictures = model.decode(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
     plots.plane(OUTPUT_DIR / "plane.png", pictures, ticks, f"{name}: the plane, decoded")
     plots.latent_map(OUTPUT_DIR / "latent_map.png", codes, test.digits, test.hues, f"{name}: codes of the test images")
 

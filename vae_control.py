@@ -338,13 +338,9 @@ def figures(
     plots.common_figures(OUTPUT_DIR, name, scores, history, floors)
     title = f"{name}: the first variable is the digit of {results['digit_accuracy']:.1%} of the test images"
     plots.confusion(OUTPUT_DIR / "confusion.png", results["category_counts"], results["category_digits"], title)
-    n = 17
-    ticks = torch.linspace(-4, 4, n, device=device)
-    grid = codes[0].repeat(n, n, 1)
-    grid[:, :, 0] = ticks
-    if LATENT_DIM > 1:
-        grid[:, :, 1] = ticks.flip(0)[:, None]
-    pictures = model.decode(grid.flatten(0, 1)).unflatten(0, (n, n))
+    ticks = torch.linspace(-4, 4, 17, device=device)
+    grid = metrics.plane_codes(codes[0], model.latents, ticks)
+    pictures = model.decode(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
     plots.color_wheel(OUTPUT_DIR / "color_wheel.png", pictures, ticks, codes, test.hues, name)
 
     # The finding: the first test images, their digit turned through its categories, their hue once around the wheel.

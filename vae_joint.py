@@ -223,13 +223,9 @@ def figures(
     demand_pictures, _ = scores.demand
 
     # The plane: the two continuous numbers on a grid, z2 upwards.
-    n = 17
-    ticks = torch.linspace(-4, 4, n, device=device)
-    grid = base.repeat(n, n, 1)
-    grid[:, :, 0] = ticks
-    if LATENT_DIM > 1:
-        grid[:, :, 1] = ticks.flip(0)[:, None]
-    pictures = model.decode(grid.flatten(0, 1)).unflatten(0, (n, n))
+    ticks = torch.linspace(-4, 4, 17, device=device)
+    grid = metrics.plane_codes(base, model.latents, ticks)
+    pictures = model.decode(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
     plots.color_wheel(OUTPUT_DIR / "color_wheel.png", pictures, ticks, codes, test.hues, "Joint VAE")
 
     # The categories: all pairs of categories of two variables, the continuous numbers drawn anew for each cell.

@@ -287,3 +287,10 @@ def test_first_of_each_digit(test_set):
     assert index.shape == (10, 3) and torch.equal(test_set.digits[index], torch.arange(10)[:, None].expand(10, 3))
     assert index[7, 0] == 0  # the first test image is a 7
     assert (index.diff(dim=1) > 0).all()
+
+
+def test_plane_codes():
+    grid = metrics.plane_codes(
+        torch.tensor([9.0, 9, 7]), {"z1": slice(0, 1), "z2": slice(1, 2)}, torch.tensor([0.0, 1])
+    )
+    assert grid.tolist() == [[[0, 1, 7], [1, 1, 7]], [[0, 0, 7], [1, 0, 7]]]
