@@ -6,9 +6,11 @@ import torch
 
 import cyclegan_colors
 import data
+import metrics
 import runs
 import vae_continuous
-from benchmarks import timing, translation
+import vae_control
+from benchmarks import control, timing, translation
 
 
 def results(color=1.0, digit=0.99, by_digit=0.99):
@@ -99,3 +101,23 @@ def test_rows_of_ratios():
     assert order == ["usual", "script"] * 3
     assert timing.row("x", values, "usual") == "| x | 2000.0 | 500.0 | 0.25 (0.25 to 0.25) |"
     assert timing.head("", ["a", "b"]) == "|  | a | b |\n| --- | ---: | ---: |"
+
+
+def test_the_control_models_ingredients(few_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(control.compare, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(control, "SEEDS", (0,))
+    monkeypatch.setattr(control, "SHORT", {"EPOCHS": 1, "START_EPOCHS": 1, "N_STARTS": 1})
+    rows = {name: control.ROWS[name] for name in ("without the first term", "copies in the same hue")}
+    monkeypatch.setattr(control, "ROWS", rows)
+    control.main()
+    assert capsys.readouterr().out.count("\nRunning ") == 2
+    written = (tmp_path / "control.md").read_text(encoding="utf-8")
+    assert "| without the first term |" in written and "| copies in the same hue |" in written
+
+
+def test_copies_in_the_same_hue(test_set):
+    index, deformed = torch.tensor([5, 9, 2]), vae_control.deformed_copies
+    with control.same_hue():
+        copies = vae_control.deformed_copies(test_set, index)
+    assert metrics.hue_distance(metrics.hue_of(copies), test_set.hues[index]).max() < 1
+    assert vae_control.deformed_copies is deformed
