@@ -234,7 +234,7 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
     for epoch in range(1, n_epochs + 1):
         sums = torch.zeros(N_STARTS)
         batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
-        for index in tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None):
+        for step, index in enumerate(tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None)):
             x = torch.cat([train.colored(index), deformed_copies(train, index)])
             for i, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
                 with run.autocast():
@@ -243,6 +243,7 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                run.check_finite(loss.item(), (epoch - 1) * len(batches) + step)
                 sums[i] += loss.item()
         losses = (sums / len(train)).tolist()
         print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each", *(f"{loss:.3f}" for loss in losses), flush=True)
