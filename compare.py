@@ -3,7 +3,7 @@
     python compare.py
 
 runs each VAE script for each seed, and the edits of its constants listed below. Results that exist with the same
-constants are read (delete them after a change of the code). Then it prints the two tables, saves them as Markdown in
+constants are read (delete them after a change of the code). Then it prints the tables, saves them as Markdown in
 outputs/compare/, and draws comparison.png.
 """
 
@@ -28,23 +28,21 @@ import vae_control
 import vae_discrete
 import vae_joint
 
-SEEDS = {"continuous": (0, 1, 2), "discrete": (0, 1, 2), "joint": (0, 1, 2), "control": (0, 1, 2, 3, 4)}
+SEEDS = (0, 1, 2, 3, 4)
 
-# Constants worth trying: (model, edits, seeds).
+# Constants worth trying, with the first of the seeds: (model, edits).
 EDITS = (
-    ("continuous", {"LATENT_DIM": 8}, (0,)),
-    ("discrete", {"N_VARIABLES": 30, "N_CATEGORIES": 10}, (0,)),
-    ("discrete", {"START_AT_MEAN": True}, (0, 1, 2)),
-    ("discrete", {"MATMUL_PRECISION": "highest"}, (0, 1, 2)),
-    ("joint", {"EPOCHS": 10}, (0,)),
-    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10}, (0,)),
-    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.5}, (0,)),
-    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.2}, (0,)),
+    ("continuous", {"LATENT_DIM": 8}),
+    ("discrete", {"N_VARIABLES": 30, "N_CATEGORIES": 10}),
+    ("joint", {"EPOCHS": 10}),
+    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10}),
+    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.5}),
+    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.2}),
 )
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "compare"
 SCRIPTS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint, "control": vae_control}
-COLUMNS = {  # of both tables: heading → (key in the results, factor)
+COLUMNS = {  # heading → (key in the results, factor)
     "test loss": ("test_loss", 1),
     "above the floor": ("test_above_floor", 1),
     "test loss, one-hot": ("test_loss_hard", 1),
@@ -53,10 +51,11 @@ COLUMNS = {  # of both tables: heading → (key in the results, factor)
     "on demand, both %": ("demand_both", 100),
     "by swap, both %": ("swap_both", 100),
 }
-KNOB_COLUMNS = {  # of the first table, for the models that have them
+KNOB_COLUMNS = {  # for the models that have them
     "by knob, both %": ("knob_both", 100),
     "first variable is the digit, %": ("digit_accuracy", 100),
 }
+SUMMARY = ("test loss", "digit kept, %", "on demand, both %", "by swap, both %", "by knob, both %")  # of the README
 
 
 def folder_of(script: ModuleType, seed: int, edits: dict) -> Path:
@@ -103,12 +102,12 @@ def run_seed(script: ModuleType, seed: int, edits: dict) -> dict:
     return run(script, folder_of(script, seed, edits), {"SEED": seed, **edits}, names=names)
 
 
-def table(rows: dict[str, list[dict]], columns: dict[str, tuple[str, float]] = COLUMNS) -> str:
+def table(rows: dict[str, list[dict]], columns: dict[str, tuple[str, float]] = COLUMNS, seeds: bool = True) -> str:
     """Markdown: a row for each entry, the mean ± the standard deviation of its runs in each column.
 
-    A dash stands where a model has no such score.
+    A dash stands where a model has no such score. `seeds`: a last column has the number of runs.
     """
-    lines = [["", *columns, "seeds"]]
+    lines = [["", *columns, *["seeds"] * seeds]]
     for name, contents in rows.items():
         values = [[content["results"].get(key) for content in contents] for key, _ in columns.values()]
         factors = [factor for _, factor in columns.values()]
@@ -116,7 +115,7 @@ def table(rows: dict[str, list[dict]], columns: dict[str, tuple[str, float]] = C
             "–" if None in runs_of else spread([factor * value for value in runs_of])
             for runs_of, factor in zip(values, factors, strict=True)
         ]
-        lines.append([name, *cells, str(len(contents))])
+        lines.append([name, *cells, *[str(len(contents))] * seeds])
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -140,19 +139,15 @@ def shown_requests() -> list[tuple[float, float]]:
     return [(float(digit), 36.0 * digit) for digit in range(10)]
 
 
-def edited(models: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """The rows of EDITS, run or read, each model's below the one of its file as it stands."""
-    rows = {}
-    for name, edits, seeds in EDITS:
-        rows.setdefault(f"{name}, as it stands", models[name])
+def tables(models: dict[str, list[dict]]) -> dict[str, str]:
+    """File name → Markdown, from the runs of each model: all columns, those of the README, and the rows of EDITS."""
+    columns, edited = COLUMNS | KNOB_COLUMNS, {}
+    for name, edits in EDITS:
+        edited.setdefault(f"{name}, default constants", models[name])
         row = ", ".join([name, *(f"`{constant} = {value}`" for constant, value in edits.items())])
-        rows[row] = [run_seed(SCRIPTS[name], seed, edits) for seed in seeds]
-    return rows
-
-
-def _check_seeds(name: str, seeds: tuple[int, ...]) -> None:
-    if not (isinstance(seeds, tuple) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)):
-        raise SystemExit(f"{name} has the seeds {seeds!r}: they must be a tuple of whole numbers, such as (0, 1, 2).")
+        edited[row] = [run_seed(SCRIPTS[name], SEEDS[0], edits)]
+    summary = table(models, {name: columns[name] for name in SUMMARY}, seeds=False)
+    return {"table.md": table(models, columns), "summary.md": summary, "constants.md": table(edited)}
 
 
 def main() -> dict[str, list[dict]]:
@@ -160,20 +155,18 @@ def main() -> dict[str, list[dict]]:
     for script in SCRIPTS.values():
         runs.check_folder(script.OUTPUT_DIR)
     runs.check_folder(OUTPUT_DIR)
-    for name in SCRIPTS:
-        _check_seeds("SEEDS", SEEDS.get(name))
-    for name, edits, seeds in EDITS:
+    if not (isinstance(SEEDS, tuple) and SEEDS and all(type(seed) is int and seed >= 0 for seed in SEEDS)):
+        raise SystemExit(f"SEEDS is {SEEDS!r}: it must be a tuple of whole numbers, such as (0, 1, 2).")
+    for name, edits in EDITS:
         if name not in SCRIPTS or not all(hasattr(SCRIPTS[name], constant) for constant in edits):
             raise SystemExit(f"EDITS names {name!r} with {', '.join(edits)}: it must be a model and constants of it.")
-        _check_seeds("EDITS", seeds)
-    models = {name: [run_seed(script, seed, {}) for seed in SEEDS[name]] for name, script in SCRIPTS.items()}
-    tables = {"table.md": table(models, COLUMNS | KNOB_COLUMNS), "constants.md": table(edited(models))}
-    for file, text in tables.items():
+    models = {name: [run_seed(script, seed, {}) for seed in SEEDS] for name, script in SCRIPTS.items()}
+    for file, text in tables(models).items():
         with runs.atomic_write(OUTPUT_DIR / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
         print(f"\n{text}")
 
-    weights = {name: folder_of(script, SEEDS[name][0], {}) / "model.pt" for name, script in SCRIPTS.items()}
+    weights = {name: folder_of(script, SEEDS[0], {}) / "model.pt" for name, script in SCRIPTS.items()}
     missing = [path for path in weights.values() if not path.exists()]
     if missing:
         print(f"comparison.png is left as it is: there are no weights at {missing[0]} (they come with a run).")

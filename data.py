@@ -283,8 +283,6 @@ def colored_set(train: bool, device: torch.device) -> ColoredSet:
     return ColoredSet(images.to(device), digits.to(device), colors.to(device))
 
 
-def mean_image(colored: ColoredSet) -> Tensor:
-    """The mean of a set's images in their colours, float32 (3, 28, 28) in [0, 1]."""
-    grey = colored.images.flatten(1) / 255  # (n, 784)
-    # The sum of grey level × colour over the images is a matrix product: no coloured copy of the set is made.
-    return (colored.colors.T @ grey / len(grey)).view(3, 28, 28)
+def mean_level(colored: ColoredSet) -> Tensor:
+    """The mean of all pixels of a set whose colours do not depend on its images, float32 () in [0, 1]."""
+    return (colored.images.double().mean() / 255 * colored.colors.double().mean()).float()

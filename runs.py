@@ -93,7 +93,7 @@ RULES = {
     **dict.fromkeys(("MAX_SHIFT", "MAX_ROTATION", "MAX_SHEAR", "ELASTIC"), _number(lambda v: v >= 0, "of 0 or more")),
     **dict.fromkeys(("BETA1", "MAX_SCALE", "MAX_STRETCH"), _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
     "DECAY_FROM": _number(lambda v: 0 <= v <= 1, "from 0 to 1"),
-    **dict.fromkeys(("HARD", "RESUME", "START_AT_MEAN", "HE_WEIGHTS"), _choice(True, False)),
+    **dict.fromkeys(("HARD", "RESUME", "HE_WEIGHTS"), _choice(True, False)),
     "PRECISION": _choice("auto", "bfloat16", "float32"),
     "MATMUL_PRECISION": _choice("medium", "highest"),
     "DEVICE": _choice("auto", "cpu", "cuda", "mps"),
@@ -306,6 +306,13 @@ class Run:
         print(
             *parts, f"{tau}{seconds:5.1f} s{left if len(history) > 1 else ''}", sep=" | ", flush=True
         )  # 1: set-up, too
+        nothing = [row["explained_variance"] < 0.02 for row in history[-2:]]
+        if nothing in ([True], [False, True]):  # the first epoch of which this is true
+            print(
+                "Warning: the code carries almost nothing: all images are decoded to nearly the same picture. If this "
+                "stays so for some epochs, stop the run, and try another SEED or a lower LEARNING_RATE.",
+                flush=True,
+            )
 
     # ---------------------------------------------------------------------------------- going on after a stop
 

@@ -248,8 +248,7 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
         losses = (sums / len(train)).tolist()
         print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each", *(f"{loss:.3f}" for loss in losses), flush=True)
     best = models[losses.index(min(losses))]
-    mean = (train.images.double().mean() / 255 * train.colors.double().mean()).float()
-    nn.init.constant_(best.decoder[-2].bias, mean.logit().item())  # the last linear layer's
+    nn.init.constant_(best.decoder[-2].bias, data.mean_level(train).logit().item())  # the last linear layer's
     return best
 
 
@@ -306,6 +305,7 @@ def main() -> dict:
             test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
             run.check_finite(sum(test_terms.values()), step)
             row |= {f"test_{name}": value for name, value in test_terms.items()}
+            row["explained_variance"] = metrics.explained_variance(model, test)
             history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
             run.checkpoint(history)  # with the state of what resume() was given
             run.print_epoch(history, floors)

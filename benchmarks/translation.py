@@ -2,9 +2,9 @@
 
     python -m benchmarks.translation
 
-Each run leaves its metrics.json below outputs/compare/ (seed 0 of the row "as it stands" is the script's own run, in
+Each run leaves its metrics.json below outputs/compare/ (seed 0 of the default constants is the script's own run, in
 outputs/cyclegan_colors/). A run that is there with the same constants is read, not made again: delete it after a change
-of the code. The table goes to outputs/compare/translation.md.
+of the code. The table goes to outputs/compare/translation.md, its main rows to translation_summary.md.
 """
 
 import math
@@ -53,7 +53,7 @@ def random_names(seed: int) -> tuple[str, ...]:
 RECIPE = {"HE_WEIGHTS": False, "R1_WEIGHT": 0.0, "BETA1": 0.9, "CYCLE_WEIGHT": 0.0}
 DERANGED = derangement(data.DOMAIN_A, 0)
 ROWS = {  # name of the row → (edits of the constants, seeds)
-    "as it stands": ({}, (0, 1, 2, 3, 4)),
+    "default constants": ({}, (0, 1, 2, 3, 4)),
     "ten evenly spaced hues": (spaced_hues(), (0,)),
     "a random derangement": (DERANGED, (0,)),
     "`CYCLE_WEIGHT = 10`": ({"CYCLE_WEIGHT": 10.0}, (0, 1)),
@@ -72,6 +72,7 @@ ROWS = {  # name of the row → (edits of the constants, seeds)
     "fast, `R1_WEIGHT = 0`": (FAST | {"R1_WEIGHT": 0.0}, (0, 1)),
     "fast, `BETA1 = 0.9`": (FAST | {"BETA1": 0.9}, (0, 1)),
 }
+SUMMARY = ("recipe of the homework", "default constants", "fast", "fast, `R1_WEIGHT = 0`")  # of the README
 DIRECTIONS = ("a_to_b", "b_to_a")
 SCORES = tuple((part, direction) for part in ("color", "digit") for direction in DIRECTIONS)
 PUBLISHED = ("60", "38")  # colour right with the homework's published weights, after 150 full epochs; not run here
@@ -92,29 +93,36 @@ def lowest(results: dict, direction: str) -> float:
     return min(results[f"{direction}_color_by_digit"] + results[f"{direction}_digit_by_digit"])
 
 
-def table(rows: dict[str, list[dict]]) -> str:
+def table(rows: dict[str, list[dict]], summary: bool = False) -> str:
     """Markdown: mean ± standard deviation over the seeds, the lowest digit of any, how many pass, and what it took.
 
-    Updates to 99% (both colours, on the log's 2,000 images) and minutes are medians.
+    Updates to 99% (both colours, on the log's 2,000 images) and minutes are medians. `summary`: fewer columns.
     """
     lines = [["", *(f"{part} {way}, %" for part in ("colour right", "digit kept") for way in ("A → B", "B → A"))]]
-    lines[0] += ["lowest digit, %", "seeds that pass", "updates", "to 99%", "minutes"]
+    lines[0] += ["seeds that pass", "minutes", *["lowest digit, %", "updates", "to 99%"] * (not summary)]
     first = next(iter(rows.values()))[0]["results"]
     for name, prefix in (("the image as it is", "identity_"), ("the true target", "oracle_")):
         cells = [f"{100 * first[f'{prefix}{direction}_{part}']:.1f}" for part, direction in SCORES]
-        lines.append([name, *cells, *["–"] * 5])
-    lines.append(["the homework's published weights", *PUBLISHED, *["–"] * 7])
+        lines.append([name, *cells])
+    lines.append(["the homework's published weights", *PUBLISHED])
     for name, contents in rows.items():
         results = [content["results"] for content in contents]
         cells = [compare.spread([100 * r[f"{direction}_{part}"] for r in results]) for part, direction in SCORES]
-        cells.append(f"{100 * min(lowest(r, direction) for r in results for direction in DIRECTIONS):.1f}")
         cells.append(f"{sum(map(passes, results))} of {len(results)}")
+        cells.append(f"{statistics.median(content['seconds'] for content in contents) / 60:.1f}")
+        cells.append(f"{100 * min(lowest(r, direction) for r in results for direction in DIRECTIONS):.1f}")
         cells.append(f"{contents[0]['history'][-1]['step']:,}")
         cells.append(to_99(contents))
-        cells.append(f"{statistics.median(content['seconds'] for content in contents) / 60:.1f}")
         lines.append([name, *cells])
+    lines = [line[: len(lines[0])] + ["–"] * (len(lines[0]) - len(line)) for line in lines]
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def tables(rows: dict[str, list[dict]]) -> dict[str, str]:
+    """File name → Markdown."""
+    main_rows = {name: rows[name] for name in SUMMARY if name in rows}
+    return {"translation.md": table(rows), "translation_summary.md": table(main_rows or rows, summary=True)}
 
 
 def to_99(contents: list[dict]) -> str:
@@ -143,8 +151,9 @@ def main() -> None:
     for name, (edits, seeds) in ROWS.items():
         rows[name] = [run(name, edits, seed) for seed in seeds]
         print(f"\n{table(rows)}", flush=True)
-    with runs.atomic_write(compare.OUTPUT_DIR / "translation.md") as temporary:
-        temporary.write_text(table(rows), encoding="utf-8")
+    for file, text in tables(rows).items():
+        with runs.atomic_write(compare.OUTPUT_DIR / file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

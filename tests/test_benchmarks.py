@@ -10,7 +10,7 @@ import metrics
 import runs
 import vae_continuous
 import vae_control
-from benchmarks import control, timing, translation
+from benchmarks import control, starts, timing, translation
 
 
 def results(color=1.0, digit=0.99, by_digit=0.99):
@@ -58,16 +58,17 @@ def test_table():
     lines = translation.table({"fast": [content, content], "late": [content, late]}).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2] == "| the image as it is | 100.0 | 100.0 | 99.0 | 99.0 | – | – | – | – | – |"
-    assert lines[5].endswith("| 99.0 | 2 of 2 | 1,500 | 500 (0.5 min) | 1.5 |") and lines[6].endswith(
-        "| 1 of 2 | 1,500 | – | 1.5 |"
-    )
+    assert lines[5].endswith("| 2 of 2 | 1.5 | 99.0 | 1,500 | 500 (0.5 min) |")
+    assert lines[6].endswith("| 1 of 2 | 1.5 | 99.0 | 1,500 | – |")
+    short = translation.table({"fast": [content, content]}, summary=True).splitlines()
+    assert len({line.count("|") for line in short}) == 1 and short[5].endswith("| 2 of 2 | 1.5 |")
 
 
 def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(translation.compare, "OUTPUT_DIR", tmp_path / "compare")
     monkeypatch.setattr(cyclegan_colors, "OUTPUT_DIR", tmp_path / "own")
     monkeypatch.setattr(cyclegan_colors, "EPOCHS", 1)
-    rows = {"as it stands": ({}, (0,)), "hues": ({"BATCH_SIZE": 100} | translation.spaced_hues(), (1,))}
+    rows = {"default constants": ({}, (0,)), "hues": ({"BATCH_SIZE": 100} | translation.spaced_hues(), (1,))}
     monkeypatch.setattr(translation, "ROWS", rows)
     colors, size = data.DOMAIN_A, cyclegan_colors.BATCH_SIZE
     translation.main()
@@ -121,3 +122,14 @@ def test_copies_in_the_same_hue(test_set):
         copies = vae_control.deformed_copies(test_set, index)
     assert metrics.hue_distance(metrics.hue_of(copies), test_set.hues[index]).max() < 1
     assert vae_control.deformed_copies is deformed
+
+
+def test_the_first_epochs_with_both_kinds_of_biases(few_images, monkeypatch):
+    monkeypatch.setattr(starts, "EPOCHS", 1)
+    rows = {("continuous", start): [starts.first_epochs(vae_continuous, start, 20)] for start in starts.STARTS}
+    torchs, grey = (row["test_reconstruction"] for (row,) in rows.values())
+    assert grey < 700 < torchs  # after four steps
+    lines = starts.table(rows).splitlines()
+    assert lines[2].startswith("| continuous | torch's own biases | ") and len(lines) == 4
+    stuck = [{"test_kl": 1.0, "explained_variance": 0.01}, {"test_kl": 2.0, "explained_variance": 0.5}]
+    assert starts.table({("joint", "x"): stuck}).splitlines()[2] == "| joint | x | 1.0 | 2.0 | 1 of 2 |"

@@ -20,8 +20,8 @@ def tiny(few_images, tmp_path, monkeypatch):
 
 
 def test_main_runs_what_is_missing_and_reads_the_rest(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "SEEDS", dict.fromkeys(compare.SCRIPTS, (0,)))
-    monkeypatch.setattr(compare, "EDITS", (("joint", {"N_VARIABLES": 2}, (0,)),))
+    monkeypatch.setattr(compare, "SEEDS", (0,))
+    monkeypatch.setattr(compare, "EDITS", (("joint", {"N_VARIABLES": 2}),))
     first = compare.main()
     assert capsys.readouterr().out.count("\nRunning ") == 5
     assert {path.name for path in tiny.iterdir()} == {
@@ -45,6 +45,8 @@ def test_main_runs_what_is_missing_and_reads_the_rest(tiny, monkeypatch, capsys)
     loss = first["joint"][0]["results"]["test_loss"]
     assert f"| joint | {loss:.1f} |" in (tiny / "compare" / "table.md").read_text()
     assert "| joint, `N_VARIABLES = 2` |" in (tiny / "compare" / "constants.md").read_text()
+    summary = (tiny / "compare" / "summary.md").read_text().splitlines()
+    assert len(summary) == 2 + 4 and all(line.count("|") == 1 + 6 for line in summary)  # six columns
 
     monkeypatch.setattr(vae_continuous, "LEARNING_RATE", 0.002)  # other constants: that one runs again
     (tiny / "vae_joint" / "model.pt").unlink()
@@ -67,18 +69,18 @@ def test_spread_and_table():
 
 def test_impossible_seeds_are_refused(monkeypatch):
     for seeds in ((), [0], (0.5,), (-1,)):
-        monkeypatch.setattr(compare, "SEEDS", {"continuous": seeds})
-        with pytest.raises(SystemExit, match="SEEDS has"):
+        monkeypatch.setattr(compare, "SEEDS", seeds)
+        with pytest.raises(SystemExit, match="SEEDS is"):
             compare.main()
-    monkeypatch.setattr(compare, "SEEDS", dict.fromkeys(compare.SCRIPTS, (0,)))
-    for edit in (("joint", {"N_VARIABLE": 2}, (0,)), ("both", {}, (0,)), ("joint", {"N_VARIABLES": 2}, 0)):
+    monkeypatch.setattr(compare, "SEEDS", (0,))
+    for edit in (("joint", {"N_VARIABLE": 2}), ("both", {})):
         monkeypatch.setattr(compare, "EDITS", (edit,))
         with pytest.raises(SystemExit, match="EDITS"):
             compare.main()
 
 
 def test_a_damaged_result_is_named(tiny, monkeypatch):
-    monkeypatch.setattr(compare, "SEEDS", dict.fromkeys(compare.SCRIPTS, (0,)))
+    monkeypatch.setattr(compare, "SEEDS", (0,))
     path = tiny / "vae_continuous" / "metrics.json"
     path.parent.mkdir()
     now = json.dumps({"constants": runs.constants(vars(vae_continuous)), "results": {"test_loss": 1.0}})

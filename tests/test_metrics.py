@@ -155,6 +155,21 @@ def test_perfect_codes_score_one_and_shuffled_ones_chance(test_set, perfect):
     assert scores["reconstruction_both"] == pytest.approx(0.1 * 30 / 360, abs=0.005)
 
 
+def test_explained_variance(test_set):
+    x = test_set.colored(slice(1000))
+
+    class Draws(nn.Module):
+        def __init__(self, decode):
+            super().__init__()
+            self.code, self.decode = nn.Identity(), decode
+
+    assert metrics.explained_variance(Draws(lambda code: code), test_set) == 1
+    assert metrics.explained_variance(Draws(lambda code: x.mean(0).expand_as(x)), test_set) == pytest.approx(0)
+    assert metrics.explained_variance(Draws(lambda code: 0 * code), test_set) < 0
+    halfway = metrics.explained_variance(Draws(lambda code: (code + x.mean(0)) / 2), test_set)
+    assert halfway == pytest.approx(0.75, abs=1e-4)
+
+
 def test_demand_requests():
     wanted = metrics.demand_requests()
     assert wanted.shape == (240, 2) and len(wanted.unique(dim=0)) == 240

@@ -266,6 +266,19 @@ def test_a_full_disk_is_said_in_one_sentence():
         Path("/dev/full").write_text("x")
 
 
+def test_the_first_epoch_of_which_the_code_carries_nothing_gives_a_warning(tmp_path, capsys):
+    warned = []
+    with runs.start(tmp_path, {"EPOCHS": 6}) as run:
+        history = []
+        for epoch, share in enumerate((0.5, 0.01, -0.1, 0.5, 0.0, 0.5), 1):
+            losses = {f"{part}_{name}": 1.0 for part in ("train", "test") for name in ("reconstruction", "kl_z")}
+            history.append({"epoch": epoch, "seconds": epoch, "explained_variance": share, **losses})
+            run.print_epoch(history, {"train": 0.0, "test": 0.0})
+            if "Warning: the code carries almost nothing" in capsys.readouterr().out:
+                warned.append(epoch)
+    assert warned == [2, 5]
+
+
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     hold = f"import runs, pathlib; run = runs.start(pathlib.Path({str(tmp_path)!r}), {{}}); print('held', flush=True)"
     holder = subprocess.Popen(
