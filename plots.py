@@ -15,21 +15,23 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, Rectangle
 from torch import Tensor
 
 import data
 import metrics
 import runs
 
-DPI = 130  # dots per inch of the pictures; moving ones have 110
+DPI = 170  # dots per inch of the pictures; moving ones have 110
+WIDTH = 7.6  # inches, of the widest: GitHub shows it 830 pixels wide, and so 9 points as 14 pixels
 
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "figure.titlesize": 12,
+    "figure.titlesize": 11,
     "image.interpolation": "nearest",
     "legend.frameon": False,
     "savefig.bbox": "tight",
@@ -37,10 +39,11 @@ STYLE = {
 TERM_COLORS = {"reconstruction": "tab:blue", "kl_z": "tab:orange", "kl_v": "tab:green"}  # the same in every figure
 TERM_LABELS = {
     "reconstruction": "",
-    "kl_z": "continuous latent, ",
-    "kl_v": "categorical latent, ",
+    "kl_z": "continuous numbers (z), ",
+    "kl_v": "variables (v), ",
 }
-CELL = 0.36  # inches that an image takes in a grid
+CELL = 0.36  # inches that an image takes in a grid, or less where WIDTH has not the room
+GAP = 0.15  # grey level between images: darker than pure blue, which a lighter one would outshine
 
 
 @contextlib.contextmanager
@@ -55,6 +58,11 @@ def styled() -> Iterator[None]:
 def _figure(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, height), layout="constrained")  # without pyplot: needs no screen, leaves no state
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _cell(columns: int, other: float) -> float:
+    """Inches that an image takes in a figure with so many columns of them and `other` inches beside them."""
+    return min(CELL, (WIDTH - other) / columns)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -83,19 +91,25 @@ def _canvas(images: Tensor, gap: int = 2) -> np.ndarray:
     pixels = _array(images).transpose(0, 1, 3, 4, 2)  # (R, C, 28, 28, 3)
     n_rows, n_columns, size = pixels.shape[:3]
     pitch = size + gap
-    canvas = np.full((n_rows * pitch - gap, n_columns * pitch - gap, 3), 0.35)
+    canvas = np.full((n_rows * pitch - gap, n_columns * pitch - gap, 3), GAP)
     for r in range(n_rows):
         for c in range(n_columns):
             canvas[r * pitch : r * pitch + size, c * pitch : c * pitch + size] = pixels[r, c]
     return canvas
 
 
-def _mark(axes: Axes, cells: np.ndarray, pitch: int = 30) -> None:
+def _frame(axes: Axes, r: int, c: int) -> tuple[float, float]:
+    """Frames the image in row r and column c of a grid. Returns the frame's upper right corner."""
+    x, y = c * 30 - 1.5, r * 30 - 1.5
+    axes.add_patch(Rectangle((x, y), 30, 30, fill=False, edgecolor="white", linewidth=1.2))
+    return x + 30, y
+
+
+def _mark(axes: Axes, cells: np.ndarray) -> None:
     """Frames the cells (R, C) that are True and crosses their upper right corner: visible on any colour."""
     for r, c in np.argwhere(cells):
-        x, y = c * pitch - 1.5, r * pitch - 1.5
-        axes.add_patch(Rectangle((x, y), pitch, pitch, fill=False, edgecolor="white", linewidth=1.2))
-        axes.text(x + pitch - 5, y + 6, "×", color="white", fontsize=9, fontweight="bold", ha="center", va="center")
+        x, y = _frame(axes, r, c)
+        axes.text(x - 5, y + 6, "×", color="white", fontsize=9, fontweight="bold", ha="center", va="center")
 
 
 @styled()
@@ -144,7 +158,7 @@ def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> No
     `floors`: the pixel entropy of the "train" and of the "test" images. Train values are means over an epoch, during
     which the model changes. Test values are taken at its end.
     """
-    figure, ((left, right),) = _figure(1, 2, 9, 3)
+    figure, ((left, right),) = _figure(1, 2, WIDTH, 2.8)
     epochs = np.arange(1, len(history) + 1)
     for name in ("reconstruction", "kl_z", "kl_v"):
         if f"train_{name}" not in history[0]:
@@ -154,13 +168,13 @@ def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> No
             floor = floors[part] if name == "reconstruction" else 0
             values = [row[f"{part}_{name}"] - floor for row in history]
             label = f"{TERM_LABELS[name]}{part}"
-            axes.plot(epochs, values, style, markersize=3.5, color=TERM_COLORS[name], label=label)
+            axes.plot(epochs, values, style, markersize=3.5, color=TERM_COLORS[name], label=label, clip_on=False)
     for axes in (left, right):
         axes.set(xlabel="epoch", ylabel="nats per image")
-        axes.set_ylim(bottom=0)
+        axes.set(xlim=(0, None), ylim=(0, None))
         axes.legend()
         axes.xaxis.get_major_locator().set_params(integer=True)
-    left.set_title("Reconstruction, above the entropy of the pixels")
+    left.set_title("reconstruction, above the entropy of the pixels")
     right.set_title("KL to the prior")
     _save(figure, path)
 
@@ -213,7 +227,8 @@ def latent_map(path: Path, codes: Tensor, digits: Tensor, hues: Tensor, title: s
 def plane(path: Path, images: Tensor, ticks: Tensor, title: str) -> None:
     """The plane decoded on a regular grid: images (n, n, 3, 28, 28), first row at the highest z2."""
     n = len(ticks)
-    figure, ((axes,),) = _figure(1, 1, CELL * n + 0.8, CELL * n + 1)
+    cell = _cell(n, 0.8)
+    figure, ((axes,),) = _figure(1, 1, cell * n + 0.8, cell * n + 1)
     _draw_plane(axes, images, ticks)
     figure.suptitle(title)
     _save(figure, path)
@@ -274,29 +289,19 @@ def finding(
 @styled()
 def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, step: float) -> None:
     """Small neighbourhoods in the plane: images (E, n, n, 3, 28, 28), what was requested (E names), where (E, 2)."""
-    n = images.shape[1]
-    figure, (panels,) = _figure(1, len(images), len(images) * (CELL * n + 0.75), CELL * n + 1.1)
-    for axes, square, name, (z1, z2) in zip(panels, images, names, _plane(spots), strict=True):
+    n, rows = images.shape[1], -(-len(images) // 2)
+    cell = _cell(2 * n, 1.6)
+    figure, panels = _figure(rows, 2, cell * 2 * n + 1.6, rows * (cell * n + 0.8) + 0.4)
+    panels = panels.flatten()
+    for axes, square, name, (z1, z2) in zip(panels, images, names, _plane(spots), strict=False):
         offsets = (np.arange(n) - n // 2) * step
         _tiles(axes, square, [f"{z2 + o:.2f}" for o in offsets[::-1]], [f"{z1 + o:.2f}" for o in offsets])
-        axes.add_patch(Rectangle((n // 2 * 30 - 1.5,) * 2, 30, 30, fill=False, edgecolor="white", linewidth=1.5))
+        _frame(axes, n // 2, n // 2)
         axes.set(title=name, xlabel="$z_1$", ylabel="$z_2$")
-        axes.tick_params(axis="both", labelsize=7)
-    figure.suptitle("Continuous VAE: four requests, the framed spot found for each, and what lies around it")
-    _save(figure, path)
-
-
-@styled()
-def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]], title: str) -> None:
-    """The decoded codes (K, K, 3, 28, 28) of each pair of variables: the first variable down, the second across."""
-    rows, columns = grids[0].shape[:2]
-    cell = 0.24  # inches
-    figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 0.7)
-    for axes, images, (down, across) in zip(panels, grids, pairs, strict=True):
-        _tiles(axes, images, list(range(1, rows + 1)) if rows > 1 else [""], list(range(1, columns + 1)), gap=0)
-        axes.set(xlabel=f"category of {across}", ylabel=f"category of {down}" if rows > 1 else "")
-        axes.tick_params(labelsize=7)
-    figure.suptitle(title)
+        axes.tick_params(axis="both", labelsize=8)
+    for axes in panels[len(images) :]:
+        axes.set_axis_off()
+    figure.suptitle("Continuous VAE, on demand: the code found for a request (framed), and codes around it, decoded")
     _save(figure, path)
 
 
@@ -350,7 +355,8 @@ def confusion(path: Path, counts: list[list[int]], names: list[int], title: str)
 def stepping(path: Path, grids: list[Tensor], names: list[str], title: str) -> None:
     """For each variable the same images with its categories stepped through: (K, C, 3, 28, 28), one step a row."""
     rows, columns = grids[0].shape[:2]
-    figure, (panels,) = _figure(1, len(grids), len(grids) * (CELL * 0.85 * columns + 0.5), CELL * 0.85 * rows + 1.1)
+    cell = _cell(len(grids) * columns, 0.5 * len(grids))
+    figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 0.75)
     for axes, images, name in zip(panels, grids, names, strict=True):
         _tiles(axes, images, list(range(1, rows + 1)), data.class_names(), gap=0)
         axes.set(xlabel="first test image of digit", ylabel=f"category of {name}")
@@ -384,10 +390,12 @@ def latent_usage(path: Path, latents: dict[str, dict], color_latents: list[str],
 def control_on_demand(path: Path, images: Tensor, right: Tensor, results: dict, model: str) -> None:
     """Digits down, hues across: the first code found for each request. Cells with a wrong digit or hue are marked."""
     n = images.shape[1]
-    figure, ((axes,),) = _figure(1, 1, CELL * n + 0.8, CELL * 10 + 0.7)
-    _tiles(axes, images, data.class_names(), [f"{round(360 * i / n)}°" for i in range(n)])
+    cell = _cell(n, 0.5)
+    figure, ((axes,),) = _figure(1, 1, cell * n + 0.5, cell * 10 + 0.75)
+    _tiles(axes, images, data.class_names(), [f"{round(360 * i / n)}°" if i % 2 == 0 else "" for i in range(n)])
     _mark(axes, ~_array(right))
-    axes.set(ylabel="requested digit", xlabel="requested hue (× marks a cell with the wrong digit or hue)")
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set(ylabel="requested digit", xlabel="requested hue (× marks a wrong digit or hue)")
     figure.suptitle(f"{model}, control on demand: {_percentages('demand', results)}")
     _save(figure, path)
 
@@ -403,7 +411,7 @@ def control_by_swap(
     other_rows = np.concatenate([_array(color_images)[:, None], _array(swaps)], 1)
     _tiles(axes, np.concatenate([first_row, other_rows]), [], [])
     _mark(axes, np.pad(~_array(right), ((1, 0), (1, 0))))
-    axes.set_xlabel("digit from the first row, colour from the first column\n(× marks a wrong digit or hue)")
+    axes.set_xlabel("digit from the first row, hue from the first column\n(× marks a wrong digit or hue)")
     figure.suptitle(f"{model}, control by swap:\n{_percentages('swap', results)}")
     _save(figure, path)
 
@@ -438,7 +446,7 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
     A square's area is the share, its colour the colour. The frame shows where it should be. `palettes` (10, 3) and
     `names` are the target domain's, by digit.
     """
-    figure, (panels,) = _figure(1, 2, 9.6, 4.9)
+    figure, (panels,) = _figure(1, 2, WIDTH, 5)
     for axes, (name, shares) in zip(panels, maps.items(), strict=True):
         for digit, row in enumerate(_array(shares)):
             axes.add_patch(Rectangle((digit - 0.5, digit - 0.5), 1, 1, fill=False, edgecolor="black", zorder=3))
@@ -451,7 +459,8 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
         axes.set_xticks(range(10), names[name], rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(10), data.class_names())
         axes.tick_params(length=0)
-    figure.suptitle("Colours that each digit came out in (area: share; framed: the right one)")
+    title = "The share of each digit's test images that came out in each colour: the area of a square.\n"
+    figure.suptitle(title + "A square that fills its frame: all images of the digit came out in the right colour.")
     _save(figure, path)
 
 
@@ -513,4 +522,19 @@ def comparison(
 
 def _percentages(name: str, results: dict) -> str:
     digit, hue, both = (100 * results[f"{name}_{part}"] for part in ("digit", "hue", "both"))
-    return f"digit right {digit:.1f}%, hue right {hue:.1f}%, both {both:.1f}%"
+    word = "kept" if name == "reconstruction" else "right"
+    return f"digit {word} {digit:.1f}%, hue {word} {hue:.1f}%, both {both:.1f}%"
+
+
+@styled()
+def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]], title: str) -> None:
+    """The decoded codes (K, K, 3, 28, 28) of each pair of variables: the first variable down, the second across."""
+    rows, columns = grids[0].shape[:2]
+    cell = 0.24  # inches
+    figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 0.7)
+    for axes, images, (down, across) in zip(panels, grids, pairs, strict=True):
+        _tiles(axes, images, list(range(1, rows + 1)) if rows > 1 else [""], list(range(1, columns + 1)), gap=0)
+        axes.set(xlabel=f"category of {across}", ylabel=f"category of {down}" if rows > 1 else "")
+        axes.tick_params(labelsize=7)
+    figure.suptitle(title)
+    _save(figure, path)

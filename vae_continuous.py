@@ -193,7 +193,7 @@ def figures(
     ticks = torch.linspace(-4, 4, 21, device=device)
     grid = metrics.plane_codes(codes[0], model.latents, ticks)
     pictures = model.decode(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
-    plots.plane(OUTPUT_DIR / "plane.png", pictures, ticks, f"{name}: the plane, decoded")
+    plots.plane(OUTPUT_DIR / "plane.png", pictures, ticks, f"{name}: the plane of the continuous numbers (z), decoded")
     plots.latent_map(OUTPUT_DIR / "latent_map.png", codes, test.digits, test.hues, f"{name}: codes of the test images")
 
     # A point for each of the four requests, found as in control on demand, and its neighbourhood.

@@ -2,9 +2,11 @@ import inspect
 
 import matplotlib
 import numpy as np
+import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import Image
 
 import plots
 
@@ -27,6 +29,25 @@ def test_marks_stand_on_the_wrong_cells():
     assert len(axes.patches) == len(axes.texts) == 1
     x, y = axes.texts[0].get_position()
     assert 30 < x < 60 and 0 < y < 30
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, in place of files."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_gaps_between_images_are_darker_than_pure_blue():
+    assert ((plots.GAP + 0.055) / 1.055) ** 2.4 < 0.0722 / 2  # relative luminance in sRGB, and that of (0, 0, 1)
+
+
+def test_all_dots_of_the_loss_are_whole(drawn):
+    row = {f"{part}_{term}": 200.0 for part in ("train", "test") for term in plots.TERM_COLORS}
+    plots.loss_curves(None, [row, row], {"train": 111.0, "test": 113.0})
+    lines = [line for axes in drawn[0].axes for line in axes.lines]
+    assert len(lines) == 6 and not any(line.get_clip_on() for line in lines)
 
 
 def test_a_figure_is_written_whole_and_over_the_old_one(tmp_path):
