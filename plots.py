@@ -193,8 +193,11 @@ def reconstructions(path: Path, originals: Tensor, decoded: Tensor, results: dic
     _save(figure, path)
 
 
-def _scatter_by_hue(axes: Axes, codes: np.ndarray, hues: np.ndarray) -> PathCollection:
+def _scatter_by_hue(axes: Axes, codes: np.ndarray, hues: np.ndarray, limit: float | None = None) -> PathCollection:
+    """Points (n, 2) of the plane in their hues (n,); shows it up to ± `limit`, or all of them."""
     axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    if limit is not None:
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
     return axes.scatter(*codes.T, c=hues, cmap="hsv", vmin=0, vmax=360, s=2, linewidths=0)
 
 
@@ -244,45 +247,42 @@ def _draw_plane(axes: Axes, images: Tensor, ticks: Tensor) -> None:
 def color_wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor, model: str) -> None:
     """The plane of the continuous numbers: decoded on a grid for one discrete code, and the test codes in true hues."""
     n = len(ticks)
-    figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 1.4, CELL * n + 1)
+    cell = _cell(2 * n, 1.1)
+    figure, ((left, right),) = _figure(1, 2, cell * 2 * n + 1.1, cell * n + 1)
     _draw_plane(left, images, ticks)
-    left.set_title("decoded, with the categories of the first test image")
-    _draw_color_wheel(right, codes, hues)
-    right.set_title("codes of the test images in their true hues")
-    figure.suptitle(f"{model}: the plane of the continuous numbers")
+    left.set_title("decoded, categories of the first test image")
+    first, second, *_, last = _array(ticks)
+    _draw_color_wheel(right, codes, hues, last + (second - first) / 2)  # both panels show the same part of the plane
+    right.set_title("codes of test images in their true hues")
+    figure.suptitle(f"{model}: the plane of the continuous numbers (z)")
     _save(figure, path)
 
 
-def _draw_color_wheel(axes: Axes, codes: Tensor, hues: Tensor) -> None:
-    """The plane's codes in their true hues. Every thirtieth degree is written where its codes are."""
+def _draw_color_wheel(axes: Axes, codes: Tensor, hues: Tensor, limit: float) -> None:
+    """The plane's codes in their true hues, up to ± `limit`. Every thirtieth degree is written outside its codes."""
     codes, hues = _plane(codes), _array(hues)
-    _scatter_by_hue(axes, codes, hues)
+    _scatter_by_hue(axes, codes, hues, limit)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
     for hue in range(0, 360, 30):
         near = np.abs((hues - hue + 180) % 360 - 180) < 5
         if near.any():
-            axes.text(*np.median(codes[near], 0), f"{hue}°", ha="center", va="center", fontsize=8, bbox=box)
+            axes.text(*(1.7 * np.median(codes[near], 0)), f"{hue}°", ha="center", va="center", fontsize=8, bbox=box)
 
 
 @styled()
-def finding(
-    path: Path, codes: Tensor, hues: Tensor, categories: Tensor, pair: tuple[str, str], answers: Tensor
-) -> None:
-    """The joint model in one picture: test codes in their true hues, categories decoded, digits in hues on demand.
+def finding(path: Path, codes: Tensor, hues: Tensor, answers: Tensor) -> None:
+    """The joint model in one picture: test codes (n, D) in their true hues (n,), and digits in hues on demand.
 
-    `categories` (R, C, 3, 28, 28): those of the pair's first variable down, of its second across. `answers`
-    (10, n, 3, 28, 28): the pictures of each digit in n hues around the wheel.
+    `answers` (10, C, 3, 28, 28): the pictures of each digit in C hues around the wheel.
     """
-    figure, ((left, middle, right),) = _figure(1, 3, 15, 4.9)
-    _draw_color_wheel(left, codes, hues)
-    left.set_title("the two numbers hold the hue, as a circle\n(test images by their codes, in their true hues)")
-    rows, columns = categories.shape[:2]
-    _tiles(middle, categories, list(range(1, rows + 1)), list(range(1, columns + 1)))
-    middle.set(xlabel=f"category of {pair[1]}", ylabel=f"category of {pair[0]}")
-    middle.set_title("the categories hold the digit\n(the rest of the code stays as it is)")
     n = answers.shape[1]
+    figure, ((left, right),) = _figure(1, 2, WIDTH, 3.7, width_ratios=(10, n))  # so that the two are equally high
+    _draw_color_wheel(left, codes, hues, 3.5)
+    left.set_title("the continuous numbers (z) hold the hue:\ncodes of test images in their true hues")
     _tiles(right, answers, data.class_names(), [f"{round(360 * i / n)}°" for i in range(n)])
-    right.set(xlabel="requested hue", ylabel="requested digit", title="any digit in any hue\n(codes found on demand)")
+    right.tick_params(axis="x", labelsize=8)
+    right.set(xlabel="requested hue", ylabel="requested digit")
+    right.set_title("any digit in any hue, on demand:\nthe code found for each request, decoded")
     _save(figure, path)
 
 
@@ -306,24 +306,36 @@ def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, s
 
 
 @styled()
+def categories(path: Path, images: Tensor, pair: tuple[str, str], own: list[int], title: str) -> None:
+    """Decoded codes (R, C, 3, 28, 28) of pairs of categories: the pair's first variable down, its second across.
+
+    `own`: the first test image's categories, whose cell is framed.
+    """
+    rows, columns = images.shape[:2]
+    cell = _cell(columns, 0.6)
+    figure, ((axes,),) = _figure(1, 1, cell * columns + 0.6, cell * rows + 1)
+    _tiles(axes, images, list(range(1, rows + 1)) if rows > 1 else [""], list(range(1, columns + 1)))
+    _frame(axes, own[0] if rows > 1 else 0, own[1])
+    axes.set(xlabel=f"category of {pair[1]} (framed: the first test image's)", title=title)
+    axes.set_ylabel(f"category of {pair[0]}" if rows > 1 else "")
+    _save(figure, path)
+
+
+@styled()
 def knobs(path: Path, originals: Tensor, digits: Tensor, hues: Tensor, digit_names: list, hue_names: list) -> None:
     """Test images (R, 3, 28, 28), each with its digit turned (R, 10, ...) and with its hue turned (R, H, ...)."""
-    figure, ((left, right),) = _figure(
-        1,
-        2,
-        CELL * (digits.shape[1] + hues.shape[1] + 2) + 1.6,
-        CELL * len(originals) + 1.2,
-        width_ratios=(digits.shape[1] + 1, hues.shape[1] + 1),
-    )
-    for axes, turned, names, title in (
-        (left, digits, digit_names, "one variable turned: the digit changes, the style and the hue stay"),
-        (right, hues, hue_names, "two numbers turned: the hue changes, the digit and the style stay"),
-    ):
+    columns = digits.shape[1] + 1, hues.shape[1] + 1
+    cell = _cell(sum(columns), 0.3)
+    size = cell * sum(columns) + 0.3, cell * len(originals) + 1
+    figure, ((left, right),) = _figure(1, 2, *size, width_ratios=columns)  # so that the two are equally high
+    for axes, turned, names in ((left, digits, digit_names), (right, hues, hue_names)):
         _tiles(axes, np.concatenate([_array(originals)[:, None], _array(turned)], 1), [], ["image", *names])
+        axes.tick_params(axis="x", labelsize=8)
         axes.axvline(29, color="white", linewidth=3)
-        axes.set_title(title)
-    left.set_xlabel("test image, and the digit that the first variable is set to")
-    right.set_xlabel("test image, and the hue that the continuous numbers are set to")
+    left.set_title("the first variable turned:\nthe digit changes, hue and style stay")
+    right.set_title("the continuous numbers (z) turned:\nthe hue changes, digit and style stay")
+    left.set_xlabel("test image, then the first variable set to a digit")
+    right.set_xlabel("test image, then z set to a hue")
     _save(figure, path)
 
 
@@ -524,17 +536,3 @@ def _percentages(name: str, results: dict) -> str:
     digit, hue, both = (100 * results[f"{name}_{part}"] for part in ("digit", "hue", "both"))
     word = "kept" if name == "reconstruction" else "right"
     return f"digit {word} {digit:.1f}%, hue {word} {hue:.1f}%, both {both:.1f}%"
-
-
-@styled()
-def category_grids(path: Path, grids: list[Tensor], pairs: list[tuple[str, str]], title: str) -> None:
-    """The decoded codes (K, K, 3, 28, 28) of each pair of variables: the first variable down, the second across."""
-    rows, columns = grids[0].shape[:2]
-    cell = 0.24  # inches
-    figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 0.7)
-    for axes, images, (down, across) in zip(panels, grids, pairs, strict=True):
-        _tiles(axes, images, list(range(1, rows + 1)) if rows > 1 else [""], list(range(1, columns + 1)), gap=0)
-        axes.set(xlabel=f"category of {across}", ylabel=f"category of {down}" if rows > 1 else "")
-        axes.tick_params(labelsize=7)
-    figure.suptitle(title)
-    _save(figure, path)

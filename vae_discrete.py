@@ -12,7 +12,6 @@ Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete
 """
 
 import functools
-import itertools
 import math
 import sys
 from pathlib import Path
@@ -197,18 +196,18 @@ def figures(
     codes, base, device = scores.test_codes, scores.test_codes[0], scores.test_codes.device
 
     # All pairs of categories of two variables.
-    variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]
-    pairs = list(itertools.combinations(variables, 2)) or [("v1", "v1")]
-    grids, shown = [], min(N_CATEGORIES, 20)
-    for down, across in pairs:
-        cells = category_grid(model, base, down, across)[: shown if down != across else 1, :shown].flatten(0, 1)
-        grids.append(model.decode(cells).unflatten(0, (-1, shown)))
-    title = "Discrete VAE: pairs of variables, the rest of the code as in the first test image"
-    plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
+    pair = ("v1", "v2") if N_VARIABLES > 1 else ("v1", "v1")  # the same variable twice: one row
+    shown = min(N_CATEGORIES, 20)
+    cells = category_grid(model, base, *pair)[: shown if N_VARIABLES > 1 else 1, :shown].flatten(0, 1)
+    pictures = model.decode(cells).unflatten(0, (-1, shown))
+    own = [base[model.latents[name]].argmax().item() for name in pair]
+    title = "Discrete VAE: the categories of two variables, the rest of the code as in the first test image"
+    plots.categories(OUTPUT_DIR / "categories.png", pictures, pair, own, title)
 
-    # Moving: the first test image of each digit; in each row one variable steps through its categories.
-    firsts = codes[metrics.first_of_each_digit(test.digits, 1)[:, 0]]  # (10, N·K)
-    steps = firsts.repeat(shown, len(variables), 1, 1)  # (frame, row, 10, N·K)
+    # Moving: the first test image of each digit; in each row below it one variable steps through its categories.
+    variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]
+    index = metrics.first_of_each_digit(test.digits, 1)[:, 0]
+    steps = codes[index].repeat(shown, len(variables), 1, 1)  # (frame, row, 10, N·K)
     for row, variable in enumerate(variables):
         one_hot = torch.eye(N_CATEGORIES, device=device)[:shown, None]  # (frame, 1, K)
         steps[:, row, :, model.latents[variable]] = one_hot.expand(-1, 10, -1)

@@ -14,7 +14,6 @@ Distribution, 2017 (the categorical latent); Dupont, Learning Disentangled Joint
 """
 
 import functools
-import itertools
 import math
 import sys
 from pathlib import Path
@@ -58,9 +57,6 @@ DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; o
 # products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
 RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
-
-# Figures.
-Z_VARIANCE = 5.0  # in the grids of categories, the continuous numbers are drawn from N(0, Z_VARIANCE)
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_joint"
 
@@ -232,23 +228,17 @@ def figures(
     pictures = model.decode(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
     plots.color_wheel(OUTPUT_DIR / "color_wheel.png", pictures, ticks, codes, test.hues, "Joint VAE")
 
-    # The categories: all pairs of categories of two variables, the continuous numbers drawn anew for each cell.
-    variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]
-    pairs = list(itertools.combinations(variables, 2)) or [("v1", "v1")]
-    grids, shown = [], min(N_CATEGORIES, 20)
-    for down, across in pairs:
-        cells = category_grid(model, base, down, across)[: shown if down != across else 1, :shown].flatten(0, 1)
-        cells[:, :LATENT_DIM] = torch.randn(len(cells), LATENT_DIM, device=device) * Z_VARIANCE**0.5
-        grids.append(model.decode(cells).unflatten(0, (-1, shown)))
-    title = f"Joint VAE: pairs of variables, z drawn from N(0, {Z_VARIANCE:g}) for each cell"
-    plots.category_grids(OUTPUT_DIR / "categories.png", grids, pairs, title)
+    # The categories: all pairs of categories of two variables.
+    pair = ("v1", "v2") if N_VARIABLES > 1 else ("v1", "v1")  # the same variable twice: one row
+    shown = min(N_CATEGORIES, 20)
+    cells = category_grid(model, base, *pair)[: shown if N_VARIABLES > 1 else 1, :shown].flatten(0, 1)
+    pictures = model.decode(cells).unflatten(0, (-1, shown))
+    own = [base[model.latents[name]].argmax().item() for name in pair]
+    title = "Joint VAE: the categories of two variables, the rest of the code as in the first test image"
+    plots.categories(OUTPUT_DIR / "categories.png", pictures, pair, own, title)
 
-    # In one picture: the wheel, one pair of variables, and digits drawn on demand.
-    down, across = pairs[0]  # the same variable twice if there is only one: then one row
-    corner = category_grid(model, base, down, across)[: 10 if down != across else 1, :10]
-    pictures = model.decode(corner.flatten(0, 1)).unflatten(0, corner.shape[:2])
-    every_other_hue = demand_pictures[:, ::2]
-    plots.finding(OUTPUT_DIR / "finding.png", codes, test.hues, pictures, (down, across), every_other_hue)
+    # In one picture: the wheel, and digits drawn on demand in every other hue.
+    plots.finding(OUTPUT_DIR / "finding.png", codes, test.hues, demand_pictures[:, ::2])
 
     # Moving: ten digits, found as in control on demand, keep their categories while z goes once around.
     red_digits = torch.tensor([(digit, 0.0) for digit in range(10)], device=device)

@@ -50,6 +50,24 @@ def test_all_dots_of_the_loss_are_whole(drawn):
     assert len(lines) == 6 and not any(line.get_clip_on() for line in lines)
 
 
+def test_categories_frame_the_first_test_images(drawn):
+    images = torch.rand(4, 4, 3, 28, 28)
+    plots.categories(None, images, ("v1", "v2"), [2, 1], "title")
+    plots.categories(None, images[:1], ("v1", "v1"), [3, 3], "title")  # one variable only
+    frames = [figure.axes[0].patches[0].get_xy() for figure in drawn]
+    assert frames == [(28.5, 58.5), (88.5, -1.5)]
+
+
+def test_the_two_panels_of_a_finding_are_equally_high(drawn):
+    images = torch.rand(10, 12, 3, 28, 28)
+    plots.finding(None, torch.randn(50, 4), torch.rand(50) * 360, images)
+    plots.knobs(None, images[:8, 0], images[:8, :10], images[:8], list(range(10)), [f"{30 * i}°" for i in range(12)])
+    for figure in drawn:
+        figure.draw_without_rendering()
+        left, right = (axes.get_position().height for axes in figure.axes)
+        assert left == pytest.approx(right, rel=0.01)
+
+
 def test_a_figure_is_written_whole_and_over_the_old_one(tmp_path):
     row = {f"{part}_{term}": 200.0 for part in ("train", "test") for term in plots.TERM_COLORS}
     path = tmp_path / "loss.png"

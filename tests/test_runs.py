@@ -52,7 +52,6 @@ SCRIPT_DIR = Path(runs.__file__).parent
         ("BETA", -0.1),
         ("HARD", 1),
         ("RESUME", "yes"),
-        ("Z_VARIANCE", 0),
         ("DEVICE", "gpu"),
         ("MATMUL_PRECISION", "float32"),
         ("MATMUL_PRECISION", None),
@@ -101,7 +100,7 @@ def test_constants_of_data_are_checked(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("gone", "new", "sentence"),
     [
-        ("Z_VARIANCE", None, r"Z_VARIANCE is not defined: put it back among the constants of vae_joint\.py\."),
+        ("BETA", None, r"BETA is not defined: put it back among the constants of vae_joint\.py\."),
         ("TAU_DECAY", None, r"TAU_DECAY is not defined: put it back"),
         ("RESUME", None, r"RESUME is not defined: put it back"),
         ("EPOCHS", "EPOCH", r"EPOCH is not a constant that vae_joint\.py knows: rename it to EPOCHS, or delete it\."),
@@ -382,7 +381,7 @@ def test_resume(tmp_path, capsys):
 
 
 def test_what_decides_whether_a_run_goes_on(tmp_path, monkeypatch, capsys):
-    constants = {"EPOCHS": 3, "SEED": 0, "Z_VARIANCE": 5.0, "RESUME": True, "DEVICE": "cpu"}
+    constants = {"EPOCHS": 3, "SEED": 0, "STEP": 0.1, "RESUME": True, "DEVICE": "cpu"}
     model = torch.nn.Linear(2, 2)
     history = [{"epoch": epoch, "seconds": float(epoch)} for epoch in (1, 2, 3)]
 
@@ -398,7 +397,7 @@ def test_what_decides_whether_a_run_goes_on(tmp_path, monkeypatch, capsys):
                 run.finish({"score": 1.0}, history[:epochs])
 
     save(2)  # stopped: what only figures depend on does not matter, nor does the length
-    assert resume(Z_VARIANCE=2.0)[0] == resume(DEVICE="auto")[0] == resume(EPOCHS=2)[0] == resume(EPOCHS=9)[0] == 2
+    assert resume(STEP=0.2)[0] == resume(DEVICE="auto")[0] == resume(EPOCHS=2)[0] == resume(EPOCHS=9)[0] == 2
     assert resume(EPOCHS=1)[0] == 0 and resume(SEED=1)[0] == 0
     n, out = resume(("EPOCHS",), EPOCHS=9)
     assert n == 0 and "EPOCHS, which the schedule depends on, was 3 in the unfinished run, and is 9." in out
@@ -409,7 +408,7 @@ def test_what_decides_whether_a_run_goes_on(tmp_path, monkeypatch, capsys):
     save(3, finish=True)  # finished
     assert {path.name for path in tmp_path.glob("*.pt")} == {"finished.pt"}
     assert resume()[0] == resume(EPOCHS=2)[0] == resume(EPOCHS=9, SEED=1)[0] == 0
-    assert resume(EPOCHS=9, Z_VARIANCE=2.0)[0] == 3
+    assert resume(EPOCHS=9, STEP=0.2)[0] == 3
     save(1, SEED=1)  # another one, stopped: both can go on
     assert resume(EPOCHS=9)[0] == 3 and resume(SEED=1)[0] == 1
     for path in tmp_path.glob("*.pt"):
@@ -426,7 +425,7 @@ def test_the_homeworks_values_are_the_defaults():
     tau = {"TAU_START": 1.0, "TAU_DECAY": 0.0003, "TAU_MIN": 0.5}
     assert (common | gaussian).items() <= runs.constants(vars(vae_continuous)).items()
     assert (common | categorical | tau).items() <= runs.constants(vars(vae_discrete)).items()
-    joint = common | gaussian | categorical | tau | {"BETA": 1.0, "Z_VARIANCE": 5.0}
+    joint = common | gaussian | categorical | tau | {"BETA": 1.0}
     assert joint.items() <= runs.constants(vars(vae_joint)).items()
 
 
