@@ -113,23 +113,54 @@ def _mark(axes: Axes, cells: np.ndarray) -> None:
 
 
 @styled()
-def movie(path: Path, frames: Tensor, titles: list[str], rows: list, columns: list, label: str, fps: int) -> None:
+def movie(
+    path: Path,
+    frames: Tensor,
+    titles: list[str],
+    rows: list,
+    columns: list,
+    label: str,
+    fps: int,
+    dial: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> None:
     """A GIF that loops: grids of images (T, R, C, 3, 28, 28), one after the other, each under its title.
 
-    `label` names the columns.
+    `label` names the columns. `dial`, drawn beside the grid: codes (n, D) of test images and their hues (n,) in
+    degrees, and the P points (T, P, D) that the images of a frame are decoded from.
     """
-    figure, ((axes,),) = _figure(1, 1, 0.5 * len(columns) + 1.5, 0.5 * len(rows) + 0.9)
+    if dial is None:
+        figure, ((axes,),) = _figure(1, 1, 0.5 * len(columns) + 1.5, 0.5 * len(rows) + 0.9)
+    else:
+        figure, ((left, axes),) = _figure(1, 2, 7.5, max(0.5 * len(rows) + 0.9, 2.2), width_ratios=(1.6, 4.8))
+        hands = _draw_dial(left, *dial)
     _tiles(axes, frames[0], rows, columns)
     axes.set_xlabel(label)
-    title = axes.set_title(max(titles, key=len))  # the widest settles the layout
+    title = figure.suptitle(max(titles, key=len), fontsize=10)  # the widest settles the layout
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     writer = PillowWriter(fps)
     with runs.atomic_write(path) as temporary, writer.saving(figure, temporary, dpi=110):
-        for frame, text in zip(frames, titles, strict=True):
-            axes.images[0].set_data(_canvas(frame))
+        for t, text in enumerate(titles):
+            axes.images[0].set_data(_canvas(frames[t]))
             title.set_text(text)
+            if dial is not None:
+                for hand, (z1, z2) in zip(hands, _plane(dial[2][t]), strict=True):
+                    hand.set_data([0, z1], [0, z2])
             writer.grab_frame()
+
+
+def _draw_dial(axes: Axes, codes: Tensor, hues: Tensor, points: Tensor) -> list[Line2D]:
+    """Faint codes (n, D) in their hues, the circles of points (T, P, D) and a hand to each point: returns the hands."""
+    first = _plane(points[0])
+    limit = max(3.5, 1.1 * np.abs(first).max())
+    _scatter_by_hue(axes, _plane(codes[:3000]), _array(hues[:3000]), limit).set_alpha(0.3)
+    for radius in np.hypot(*first.T):
+        axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor="0.6", linewidth=0.8))
+    axes.set(xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+    hands = [
+        axes.plot([0, z1], [0, z2], "o-", color="black", linewidth=1, markersize=4, markevery=[1]) for z1, z2 in first
+    ]
+    return [hand for (hand,) in hands]
 
 
 @styled()
@@ -478,22 +509,24 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
 
 @styled()
 def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], history: list[dict]) -> None:
-    """The first test image of each digit over training: `rows` as in `translations`, pictures from the history."""
-    images, labels = [], []
+    """The first test image of each digit over training: `rows` as in `translations`, pictures from the history.
+
+    Four rows: the images in A's colours, what is made of them in B's, and the same from B to A. Each translation stands
+    below its true target, which is what the other direction starts from.
+    """
     history = [*history, *[history[-1]] * 4]  # the last one stays for a while
-    for i, (name, (originals, _, targets, _)) in enumerate(rows.items()):
-        stills = _array(originals[0]), _array(targets[0])  # (10, 3, 28, 28)
-        pictures = np.stack([_array(row["pictures"])[i] / 255 for row in history])  # (T, 10, 3, 28, 28)
-        before, after = (np.broadcast_to(still, pictures.shape) for still in stills)
-        images += [before, pictures, after]
-        labels += [f"test image of {name[0].upper()}", "translation", "true target"]
+    pictures = np.stack([_array(row["pictures"]) for row in history]) / 255  # (T, 2, 10, 3, 28, 28)
+    in_a, in_b = (np.broadcast_to(_array(rows[name][0][0]), pictures[:, 0].shape) for name in DIRECTIONS)
+    frames = np.stack([in_a, pictures[:, 1], in_b, pictures[:, 0]], 1)  # (T, 4, 10, 3, 28, 28)
     titles = [
-        f"{row['step']} updates. Right colour: "
-        + ", ".join(f"{DIRECTIONS[name]} {100 * row[f'{name}_color']:.1f}%" for name in rows)
+        f"{row['step']} updates, colour right: "
+        + ", ".join(f"{label} {100 * row[f'{name}_color']:.1f}%" for name, label in DIRECTIONS.items())
         for row in history
     ]
-    frames = np.stack(images, 1)  # (T, 6, 10, 3, 28, 28)
-    movie(path, frames, titles, labels, data.class_names(), "digit", fps=2)
+    labels = ["A: test images", "B → A now", "B: test images", "A → B now"]
+    movie(
+        path, frames, titles, labels, data.class_names(), "digit (a translation should become the row above it)", fps=2
+    )
 
 
 @styled()

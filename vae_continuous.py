@@ -216,8 +216,9 @@ def figures(
     if LATENT_DIM > 1:
         circles[:, :, 1] = radii * angles.to(device).deg2rad().sin()[:, None]
     frames = model.decode(circles.flatten(0, 1)).unflatten(0, (len(angles), 1, len(radii)))
-    titles = [f"{name}: z at {angle}° on eight circles" for angle in angles]
-    plots.movie(OUTPUT_DIR / "circles.gif", frames, titles, [""], radii.tolist(), "radius |z|", fps=6)
+    titles = [f"{name}, angle of z: {angle}°, on eight circles" for angle in angles]
+    dial = codes, test.hues, circles
+    plots.movie(OUTPUT_DIR / "circles.gif", frames, titles, [""], radii.tolist(), "radius |z|", fps=6, dial=dial)
 
 
 if __name__ == "__main__":

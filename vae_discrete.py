@@ -212,10 +212,10 @@ def figures(
         one_hot = torch.eye(N_CATEGORIES, device=device)[:shown, None]  # (frame, 1, K)
         steps[:, row, :, model.latents[variable]] = one_hot.expand(-1, 10, -1)
     frames = model.decode(steps.flatten(0, 2)).unflatten(0, (shown, len(variables), 10))
-    titles = [f"Discrete VAE: category {k + 1} of {N_CATEGORIES}, in one variable for each row" for k in range(shown)]
-    plots.movie(
-        OUTPUT_DIR / "steps.gif", frames, titles, variables, data.class_names(), "first test image of digit", fps=2
-    )
+    frames = torch.cat([test.colored(index).expand(shown, 1, -1, -1, -1, -1), frames], 1)  # the images stay
+    titles = [f"Discrete VAE: in each row one variable set to category {k + 1} of {N_CATEGORIES}" for k in range(shown)]
+    rows = ["test image", *variables]
+    plots.movie(OUTPUT_DIR / "steps.gif", frames, titles, rows, data.class_names(), "digit", fps=2)
 
 
 # Same as vae_joint.category_grid.

@@ -249,10 +249,9 @@ def figures(
     if LATENT_DIM > 1:
         circle[:, :, 1] = radius * angles.to(device).deg2rad().sin()[:, None]
     frames = model.decode(circle.flatten(0, 1)).unflatten(0, (len(angles), 1, 10))
-    titles = [f"Joint VAE: z at {angle}° on a circle, the categories stay" for angle in angles]
-    plots.movie(
-        OUTPUT_DIR / "hue_circle.gif", frames, titles, [f"|z| = {radius:.1f}"], data.class_names(), "digit", fps=6
-    )
+    titles = [f"Joint VAE, angle of z: {angle}° (the categories stay)" for angle in angles]
+    rows, dial = [f"|z| = {radius:.1f}"], (codes, test.hues, circle[:, :1, :LATENT_DIM])
+    plots.movie(OUTPUT_DIR / "hue_circle.gif", frames, titles, rows, data.class_names(), "digit", fps=6, dial=dial)
 
 
 def category_grid(model: JointVAE, code: Tensor, down: str, across: str) -> Tensor:

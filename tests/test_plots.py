@@ -68,6 +68,35 @@ def test_the_two_panels_of_a_finding_are_equally_high(drawn):
         assert left == pytest.approx(right, rel=0.01)
 
 
+def test_the_dial_has_a_hand_for_each_point(tmp_path):
+    codes, hues, points = torch.randn(50, 3), torch.rand(50) * 360, torch.tensor([[[3.0, 0, 9]], [[0, 4.0, 9]]])
+    axes = Figure().subplots()
+    ((hand,),) = (plots._draw_dial(axes, codes, hues, points),)
+    assert hand.get_xydata().tolist() == [[0, 0], [3, 0]] and axes.patches[0].get_radius() == 3
+    frames = torch.zeros(2, 1, 1, 3, 28, 28)  # only the hand moves
+    plots.movie(tmp_path / "a.gif", frames, ["", ""], [""], [0], "digit", fps=2, dial=(codes, hues, points))
+    one_number = codes[:, :1], hues, points[:, :, :1]
+    plots.movie(tmp_path / "b.gif", frames, ["", ""], [""], [0], "digit", fps=2, dial=one_number)
+    for name in ("a.gif", "b.gif"):
+        with Image.open(tmp_path / name) as gif:
+            assert gif.n_frames == 2
+
+
+def test_translations_move_below_their_targets(monkeypatch):
+    calls = []
+    monkeypatch.setattr(plots, "movie", lambda *args, **options: calls.append(args))
+    a, b = torch.rand(2, 4, 10, 3, 28, 28)
+    pictures = torch.randint(256, (3, 2, 10, 3, 28, 28)).byte()
+    history = [{"step": i, "a_to_b_color": 0.5, "b_to_a_color": 1.0, "pictures": p} for i, p in enumerate(pictures)]
+    plots.translation_movie(None, {"a_to_b": (a, a, b, None), "b_to_a": (b, b, a, None)}, history)
+    ((_, frames, titles, labels, *_),) = calls
+    assert frames.shape == (7, 4, 10, 3, 28, 28)  # the last picture stays for a while
+    for row, expected in enumerate((a[0], pictures[1, 1] / 255, b[0], pictures[1, 0] / 255)):
+        assert np.allclose(frames[1, row], expected)
+    assert titles[1] == "1 updates, colour right: A → B 50.0%, B → A 100.0%"
+    assert labels == ["A: test images", "B → A now", "B: test images", "A → B now"]
+
+
 def test_a_figure_is_written_whole_and_over_the_old_one(tmp_path):
     row = {f"{part}_{term}": 200.0 for part in ("train", "test") for term in plots.TERM_COLORS}
     path = tmp_path / "loss.png"
