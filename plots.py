@@ -176,7 +176,7 @@ def common_figures(
     """The five figures that all VAEs have. `model` is its name in the titles, `floors` as in loss_curves."""
     results = scores.results
     loss_curves(folder / "loss.png", history, floors)
-    latent_usage(folder / "latent_usage.png", results["latents"], results["color_latents"], model)
+    latent_usage(folder / "latent_usage.png", results, model)
     reconstructions(folder / "reconstructions.png", *scores.reconstructions, results, model)
     control_on_demand(folder / "control_on_demand.png", *scores.demand, results, model)
     control_by_swap(folder / "control_by_swap.png", *scores.swaps, results, model)
@@ -408,24 +408,36 @@ def stepping(path: Path, grids: list[Tensor], names: list[str], title: str) -> N
 
 
 @styled()
-def latent_usage(path: Path, latents: dict[str, dict], color_latents: list[str], model: str) -> None:
-    """A row for each latent: its KL and its information on digit and hue, in nats. Colour latents are named as such."""
-    mi = "mutual information\nwith the"
-    columns = {"kl": "KL", "mi_digit": f"{mi} digit", "mi_hue": f"{mi} hue"}
-    values = np.array([[latent[key] for key in columns] for latent in latents.values()])
-    figure, ((axes,),) = _figure(1, 1, 4.6, 0.32 * len(latents) + 1.5)
+def latent_usage(path: Path, results: dict, model: str) -> None:
+    """A row for each latent: its KL and its information on digit and hue, in nats. Colour latents are named as such.
+
+    `results` are those of metrics.evaluate. If they have metrics.color_wheel_scores, the angle of (z1, z2) has a row.
+    """
+    columns = {
+        "kl": "KL",
+        "mi_digit": f"mutual information\nwith the digit (≤ {np.log(10):.2f})",
+        "mi_hue": f"mutual information\nwith the hue (≤ {np.log(metrics.N_HUE_BINS):.2f})",
+    }
+    rows = {}
+    for name, latent in results["latents"].items():
+        rows[f"{name} (colour)" if name in results["color_latents"] else name] = [latent[key] for key in columns]
+        if name == "z2" and "angle_mi_hue" in results:
+            rows["angle of (z1, z2)"] = [np.nan, results["angle_mi_digit"], results["angle_mi_hue"]]
+    values = np.array(list(rows.values()))
+    figure, ((axes,),) = _figure(1, 1, 5.8, 0.32 * len(rows) + 1.4)
     shaded = np.pad(values[:, 1:], ((0, 0), (1, 0)))  # the information, not the KL
-    axes.imshow(shaded, cmap="Greys", vmin=0, vmax=np.log(12), aspect="auto")
+    axes.imshow(shaded, cmap="Greys", vmin=0, vmax=np.log(metrics.N_HUE_BINS), aspect="auto")
     for r, row in enumerate(values):
         for c, value in enumerate(row):
-            axes.text(c, r, f"{value:.2f}", ha="center", va="center", color="white" if c and value > 1.4 else "black")
-    names = [f"{name} (colour)" if name in color_latents else name for name in latents]
+            text, color = "–" if np.isnan(value) else f"{value:.2f}", "white" if c and value > 1.4 else "black"
+            axes.text(c, r, text, ha="center", va="center", color=color)
     axes.set_xticks(range(3), list(columns.values()))
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(rows)), list(rows))
     axes.xaxis.tick_top()
+    axes.set_xlabel("(colour): taken from the other image in control by swap")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.suptitle(f"{model}: each latent, in nats")
+    figure.suptitle(f"{model}: what each latent carries, in nats")
     _save(figure, path)
 
 

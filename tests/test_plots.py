@@ -50,6 +50,17 @@ def test_all_dots_of_the_loss_are_whole(drawn):
     assert len(lines) == 6 and not any(line.get_clip_on() for line in lines)
 
 
+def test_latent_usage_has_a_row_for_the_angle_if_it_is_scored(drawn):
+    latents = {name: {"kl": 1.0, "mi_digit": 0.25, "mi_hue": 0.5} for name in ("z1", "z2", "v1")}
+    results = {"latents": latents, "color_latents": ["z1", "z2"]}
+    plots.latent_usage(None, results, "Joint VAE")
+    plots.latent_usage(None, results | {"angle_mi_digit": 0.01, "angle_mi_hue": 2.11}, "Joint VAE")
+    without, with_angle = ([label.get_text() for label in f.axes[0].get_yticklabels()] for f in drawn)
+    assert without == ["z1 (colour)", "z2 (colour)", "v1"]
+    assert with_angle == ["z1 (colour)", "z2 (colour)", "angle of (z1, z2)", "v1"]
+    assert [text.get_text() for text in drawn[1].axes[0].texts[6:9]] == ["–", "0.01", "2.11"]
+
+
 def test_categories_frame_the_first_test_images(drawn):
     images = torch.rand(4, 4, 3, 28, 28)
     plots.categories(None, images, ("v1", "v2"), [2, 1], "title")
