@@ -153,7 +153,7 @@ def _draw_dial(axes: Axes, codes: Tensor, hues: Tensor, points: Tensor) -> list[
     """Faint codes (n, D) in their hues, the circles of points (T, P, D) and a hand to each point: returns the hands."""
     first = _plane(points[0])
     limit = max(3.5, 1.1 * np.abs(first).max())
-    _scatter_by_hue(axes, _plane(codes[:3000]), _array(hues[:3000]), limit).set_alpha(0.3)
+    _scatter_by_hue(axes, _plane(codes[:1500]), _array(hues[:1500]), limit).set_alpha(0.3)
     for radius in np.hypot(*first.T):
         axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor="0.6", linewidth=0.8))
     axes.set(xticks=(-2, 0, 2), yticks=(-2, 0, 2))
@@ -240,21 +240,42 @@ def _plane(codes: Tensor) -> np.ndarray:
 
 @styled()
 def latent_map(path: Path, codes: Tensor, digits: Tensor, hues: Tensor, title: str) -> None:
-    """Codes (n, D) of test images twice: by digit (n,), the first 400 as numerals, and by true hue (n,)."""
-    figure, ((left, right),) = _figure(1, 2, 10, 4.8, sharex=True, sharey=True)
+    """Codes (n, D) of test images twice: by digit (n,) and by true hue (n,)."""
+    figure, ((left, right),) = _figure(1, 2, WIDTH, 3.9, sharex=True, sharey=True)
     codes, digits = _plane(codes), _array(digits)
-    points = left.scatter(*codes.T, c=digits, cmap="tab10", vmin=-0.5, vmax=9.5, s=2, linewidths=0, alpha=0.35)
+    points = left.scatter(*codes.T, c=digits, cmap="tab10", vmin=-0.5, vmax=9.5, s=2, linewidths=0)
     if data.class_names()[0] != "0":
         bar = figure.colorbar(points, ax=left, location="left")
         bar.set_ticks(range(10), labels=[f"{name} {i}" for i, name in enumerate(data.class_names())])
-    for at, digit in zip(codes[:400], digits[:400], strict=False):
-        left.text(*at, str(digit), color=matplotlib.colormaps["tab10"](digit), fontsize=8, ha="center", va="center")
-    left.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="by digit (the first 400 as numerals)")
-    points = _scatter_by_hue(right, codes, _array(hues))
+    limit = 1.1 * np.quantile(np.abs(codes), 0.995)  # without the outermost
+    _draw_numerals(left, codes, digits, 0.9 * limit)
+    left.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="by digit (each numeral points to its codes)")
+    points = _scatter_by_hue(right, codes, _array(hues), limit)
     right.set_title("by true hue")
     figure.colorbar(points, ax=right, label="hue, degrees", ticks=range(0, 361, 60))
     figure.suptitle(title)
     _save(figure, path)
+
+
+def _draw_numerals(axes: Axes, codes: np.ndarray, digits: np.ndarray, radius: float) -> None:
+    """A numeral for each digit (n,) on a circle around the codes (n, 2), with a line to a median of the digit's codes.
+
+    Digits lie on rings, so a median of all codes is no place of its digit. Each digit gets one of ten sectors of the
+    plane, the one with most of its codes among those left, and the median of its codes there.
+    """
+    sectors = np.floor(np.arctan2(codes[:, 1], codes[:, 0]) * 5 / np.pi).astype(int) % 10
+    free = set(range(10))
+    for digit in np.unique(digits):
+        counts = np.bincount(sectors[digits == digit], minlength=10)
+        sector = max(free, key=counts.__getitem__)
+        free.remove(sector)
+        if counts[sector]:
+            spot = np.median(codes[(digits == digit) & (sectors == sector)], 0)
+            place = radius * np.cos((sector + 0.5) * np.pi / 5), radius * np.sin((sector + 0.5) * np.pi / 5)
+            style = {"fontweight": "bold", "ha": "center", "va": "center", "arrowprops": {"arrowstyle": "-"}}
+            box = {"boxstyle": "circle,pad=0.15", "facecolor": "white"}
+            axes.annotate(str(digit), spot, place, bbox=box, **style)
+            axes.plot(*spot, "o", color=matplotlib.colormaps["tab10"](digit), markeredgecolor="black", markersize=5)
 
 
 @styled()
@@ -332,7 +353,7 @@ def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, s
         axes.tick_params(axis="both", labelsize=8)
     for axes in panels[len(images) :]:
         axes.set_axis_off()
-    figure.suptitle("Continuous VAE, on demand: the code found for a request (framed), and codes around it, decoded")
+    figure.suptitle("Continuous VAE, control on demand: the code found (framed) and those around it, decoded")
     _save(figure, path)
 
 

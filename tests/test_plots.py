@@ -79,6 +79,18 @@ def test_the_two_panels_of_a_finding_are_equally_high(drawn):
         assert left == pytest.approx(right, rel=0.01)
 
 
+def test_numerals_lead_to_codes_of_their_digit():
+    angles = np.linspace(-np.pi, np.pi, 1000, endpoint=False)
+    digits = np.arange(1000) % 9  # rings around the same centre; no 9
+    axes = Figure().subplots()
+    plots._draw_numerals(axes, (digits + 1)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1), digits, 12.0)
+    assert sorted(text.get_text() for text in axes.texts) == [str(digit) for digit in range(9)]
+    for text in axes.texts:
+        assert np.hypot(*text.xy) == pytest.approx(int(text.get_text()) + 1, rel=0.1)
+        assert np.hypot(*text.get_position()) == pytest.approx(12)
+    assert len({text.get_position() for text in axes.texts}) == 9
+
+
 def test_the_dial_has_a_hand_for_each_point(tmp_path):
     codes, hues, points = torch.randn(50, 3), torch.rand(50) * 360, torch.tensor([[[3.0, 0, 9]], [[0, 4.0, 9]]])
     axes = Figure().subplots()
