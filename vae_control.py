@@ -365,7 +365,9 @@ def figures(
         codes_of_variable[:, :, model.latents[variable]] = one_hot[:, None]
     grids = [model.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in stepped]
     if styles:
-        plots.stepping(OUTPUT_DIR / "styles.png", grids, styles, f"{name}: what the other variables change")
+        plots.stepping(
+            OUTPUT_DIR / "styles.png", grids, styles, f"{name}: what the categories of the other variables change"
+        )
 
     # Moving: ten digits, all with the first test image's style, follow the same knobs: the hue, then each variable.
     ten = codes[0].repeat(len(order), 1)
@@ -375,13 +377,13 @@ def figures(
     for hue, z in zip(around, metrics.hue_codes(scores.train_codes[:, :LATENT_DIM], train, around), strict=True):
         ten[:, :LATENT_DIM] = z
         frames.append(ten.clone())
-        titles.append(f"{name}: the hue turns, {hue:.0f}°; digit and style stay")
+        titles.append(f"{name}: hue {hue:.0f}° (digit and style stay)")
     for variable in styles:
         before = ten.clone()
         for k in range(N_CATEGORIES):
             ten[:, model.latents[variable]] = one_hot[k]
             frames.append(ten.clone())
-            titles.append(f"{name}: style {variable}, category {k + 1}; digit and hue stay")
+            titles.append(f"{name}: category {k + 1} of {variable} (digit and hue stay)")
         ten = before
     pictures = torch.stack([model.decode(frame) for frame in frames])[:, None]
     plots.movie(OUTPUT_DIR / "knobs.gif", pictures, titles, [""], labels, "first variable set to the digit", fps=5)
