@@ -58,6 +58,9 @@ DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; o
 MATMUL_PRECISION = "medium"
 RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
 
+# Figures.
+Z_VARIANCE = 5.0  # in the grid of categories, the continuous numbers are drawn from N(0, Z_VARIANCE)
+
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_joint"
 
 # Shapes below: B batch, D = LATENT_DIM, N = N_VARIABLES, K = N_CATEGORIES.
@@ -228,13 +231,14 @@ def figures(
     pictures = model.decode(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
     plots.color_wheel(OUTPUT_DIR / "color_wheel.png", pictures, ticks, codes, test.hues, "Joint VAE")
 
-    # The categories: all pairs of categories of two variables.
+    # The categories: all pairs of categories of two variables, the continuous numbers drawn anew for each cell.
     pair = ("v1", "v2") if N_VARIABLES > 1 else ("v1", "v1")  # the same variable twice: one row
     shown = min(N_CATEGORIES, 20)
     cells = category_grid(model, base, *pair)[: shown if N_VARIABLES > 1 else 1, :shown].flatten(0, 1)
+    cells[:, :LATENT_DIM] = torch.randn(len(cells), LATENT_DIM, device=device) * Z_VARIANCE**0.5
     pictures = model.decode(cells).unflatten(0, (-1, shown))
     own = [base[model.latents[name]].argmax().item() for name in pair]
-    title = "Joint VAE: the categories of two variables, the rest of the code as in the first test image"
+    title = f"Joint VAE: the categories of two variables, z drawn from N(0, {Z_VARIANCE:g}) for each cell"
     plots.categories(OUTPUT_DIR / "categories.png", pictures, pair, own, title)
 
     # In one picture: the wheel, and digits drawn on demand in every other hue.

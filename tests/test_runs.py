@@ -52,6 +52,7 @@ SCRIPT_DIR = Path(runs.__file__).parent
         ("BETA", -0.1),
         ("HARD", 1),
         ("RESUME", "yes"),
+        ("Z_VARIANCE", 0),
         ("DEVICE", "gpu"),
         ("MATMUL_PRECISION", "float32"),
         ("MATMUL_PRECISION", None),
@@ -425,7 +426,7 @@ def test_the_homeworks_values_are_the_defaults():
     tau = {"TAU_START": 1.0, "TAU_DECAY": 0.0003, "TAU_MIN": 0.5}
     assert (common | gaussian).items() <= runs.constants(vars(vae_continuous)).items()
     assert (common | categorical | tau).items() <= runs.constants(vars(vae_discrete)).items()
-    joint = common | gaussian | categorical | tau | {"BETA": 1.0}
+    joint = common | gaussian | categorical | tau | {"BETA": 1.0, "Z_VARIANCE": 5.0}
     assert joint.items() <= runs.constants(vars(vae_joint)).items()
 
 
