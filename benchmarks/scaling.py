@@ -26,7 +26,7 @@ def main() -> None:
         ("batch size", {b: (60_000, b) for b in BATCH_SIZES}),
     ):
         functions = {key: lambda case=case: epoch_seconds(*case) for key, case in cases.items()}
-        values = timing.repeated(functions, REPEATS)
+        values = timing.repeated(functions, REPEATS, title)
         first = next(iter(values))
         print(f"\nvae_joint.py, an epoch by {title}:")
         for key, seconds in values.items():

@@ -49,6 +49,7 @@ def first_epoch(script: ModuleType, steps: int | None = None, images: int | None
         with (
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
             contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),  # no progress bar
         ):
             script.OUTPUT_DIR = Path(temporary)
             for name, value in constants.items():
@@ -80,23 +81,46 @@ def _start_workers_as_usual() -> None:
     multiprocessing.set_start_method(None, force=True)
 
 
-def repeated(functions: dict[str, Callable], repeats: int = 5) -> dict[str, list]:
-    """Calls each function in turn, again and again, so that a busy machine slows all alike: name → what it returned."""
+def repeated(functions: dict[str, Callable], repeats: int = 5, title: str = "") -> dict[str, list]:
+    """Calls each function in turn, again and again, so that a busy machine slows all alike: name → what it returned.
+
+    They return seconds, or a dict of seconds by name. Prints what is running, and its result as soon as it is there.
+    """
     values = {name: [] for name in functions}
-    for _ in range(repeats):
+    for i in range(repeats):
         for name, function in functions.items():
-            values[name].append(function())
+            print(" ".join(filter(None, [title, str(name)])), f"({i + 1} of {repeats}): ", end="", flush=True)
+            value = function()
+            parts = value if isinstance(value, dict) else {"": value}
+            print(", ".join(f"{part} {1000 * s:.2f} ms".strip() for part, s in parts.items()), flush=True)
+            values[name].append(value)
     return values
+
+
+def columns(repeats: list[dict]) -> dict[str, list]:
+    """What each repeat has by name → by name what the repeats have."""
+    return {name: [repeat[name] for repeat in repeats] for name in repeats[0]}
+
+
+def median(times: list[float], unit: float = 1000, digits: int = 1) -> str:
+    return f"{statistics.median(times) * unit:.{digits}f}"
+
+
+def ratio(times: list[float], references: list[float]) -> str:
+    """The median of the repeats' own ratios, with the lowest and the highest."""
+    ratios = [mine / reference for mine, reference in zip(times, references, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def row(name: str, values: dict[str, list[float]], of: str, unit: float = 1000) -> str:
     """A line of a table: medians, and the ratio of each to the one called `of`, with its lowest and highest repeat."""
     cells = []
     for key, times in values.items():
-        ratios = [mine / reference for mine, reference in zip(times, values[of], strict=True)]
-        cells.append(f"{statistics.median(times) * unit:.1f}")
-        if key != of:
-            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        cells += [median(times, unit)] + [ratio(times, values[of])] * (key != of)
+    return line(name, cells)
+
+
+def line(name: str, cells: list[str]) -> str:
     return f"| {' | '.join([name, *cells])} |"
 
 

@@ -86,9 +86,11 @@ def script() -> float:
 def main() -> None:
     versions = runs.versions(torch.device("cpu"), runs.constants(vars(cyclegan_colors), data.DOMAINS))
     print(", ".join(f"{name} {value}" for name, value in versions.items()))
-    print(timing.head("", ["script, ms", "usual way, ms", "times as long"]))
-    functions = {key: functools.partial(timing.apart, way) for key, way in (("script", script), ("usual", usual_way))}
-    print(timing.row("cyclegan_colors", timing.repeated(functions, REPEATS), "script"))
+    ways = {"script": script, "usual way": usual_way}
+    functions = {key: functools.partial(timing.apart, way) for key, way in ways.items()}
+    values = timing.repeated(functions, REPEATS, "cyclegan_colors")
+    print("", timing.head("", ["script, ms", "usual way, ms", "times as long"]), sep="\n")
+    print(timing.row("cyclegan_colors", values, "script"))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
-"""A training step and an epoch of the three VAE scripts beside the usual way, and beside the matrix products alone.
+"""A training step of the three VAE scripts beside its floor, what else is in it, and the usual way.
 
     python -m benchmarks.vae_step
 
-The usual way: a Dataset that colours an image with PIL when it is asked for, a DataLoader with four workers, float32
-with torch's default matrix products, Adam as it comes, the same network. The floor: the matrix products of forward and
-backward alone, at the same batch size, computed as in the script; and the same at torch's default. Medians of the
-repeats, each the mean over an epoch; ratios with their range over the repeats. Each is measured in a process of its
-own. An epoch of a script has its test pass and its checkpoint in it, one of the usual way neither.
+The floor: the matrix products of forward and backward, computed as in the script, then Adam's pass over the weights.
+What else is in a step: its other parts, each alone. The usual way: a Dataset that colours an image with PIL when it is
+asked for, a DataLoader with four workers, float32 with torch's default matrix products, Adam as it comes, the same
+network. Each repeat measures all three in turn, each in a new process, and prints a line for each. The tables have the
+medians of the repeats and of each repeat's own ratio, with the range of the ratios.
+
+An epoch of a script has its test pass and its checkpoint in it, one of the usual way is its steps alone.
 """
 
+import copy
 import functools
 import importlib
+import itertools
+import statistics
 import time
+import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +35,16 @@ import vae_joint
 from benchmarks import timing
 
 REPEATS = 3
+STEPS = 150  # of the usual way, and of each part of a step alone; of a script all of an epoch
+WARM_UP = 11  # steps that are not counted
 BATCH_SIZE = 120
 WORKERS = 4  # as in many a tutorial
 TAU = 0.7
+MODELS = {
+    "vae_continuous": vae_continuous.ContinuousVAE(2),
+    "vae_discrete": vae_discrete.DiscreteVAE(3, 20),
+    "vae_joint": vae_joint.JointVAE(2, 3, 20),
+}
 
 
 class ColoredImages(Dataset):
@@ -49,84 +63,167 @@ class ColoredImages(Dataset):
         return self.to_tensor(ImageOps.colorize(grey, (0, 0, 0), tuple(self.colors[i])))
 
 
-def usual_way(model: nn.Module) -> tuple[float, float]:
-    """Seconds of a step, the mean over an epoch without its first eleven, and of the epoch."""
-    loader = DataLoader(ColoredImages(), BATCH_SIZE, shuffle=True, num_workers=WORKERS)
+def outputs(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixel logits and the sum of the KL terms."""
+    if isinstance(model, vae_continuous.ContinuousVAE):
+        logits, kl = model(x)
+        return logits, kl.sum()
+    logits, *kl, log_q = model(x, TAU)
+    return logits, sum(part.sum() for part in kl) + vae_joint.categorical_kl(log_q).sum()
+
+
+def usual_way(name: str) -> dict[str, float]:
+    """Seconds of a step, and of the steps of an epoch."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors
+    model, images = MODELS[name], ColoredImages()
+    loader = DataLoader(images, BATCH_SIZE, shuffle=True, num_workers=WORKERS)
     optimizer = torch.optim.Adam(model.parameters(), 0.001)
-    started, stamps = time.perf_counter(), []
-    for x in loader:
-        if isinstance(model, vae_continuous.ContinuousVAE):
-            logits, kl = model(x)
-        elif isinstance(model, vae_discrete.DiscreteVAE):
-            logits, log_q = model(x, TAU)
-            kl = vae_discrete.categorical_kl(log_q)
-        else:
-            logits, kl_z, log_q = model(x, TAU)
-            kl = torch.cat([kl_z, vae_joint.categorical_kl(log_q)], 1)
-        loss = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl.sum()
+    stamps = []
+    for x in itertools.islice(loader, WARM_UP + STEPS):
+        logits, kl = outputs(model, x)
+        loss = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         loss.item()  # as in loops that print it
         stamps.append(time.perf_counter())
-    return (stamps[-1] - stamps[10]) / (len(stamps) - 11), stamps[-1] - started
+    step = (stamps[-1] - stamps[WARM_UP - 1]) / STEPS
+    return {"step": step, "epoch": step * len(loader)}
 
 
-def script_way(name: str) -> tuple[float, float]:
-    """The same of the script of that name."""
+def script_way(name: str) -> dict[str, float]:
+    """Seconds of a step, and of the first epoch with its test pass and its checkpoint."""
     stamps = timing.first_epoch(importlib.import_module(name), DEVICE="cpu", BATCH_SIZE=BATCH_SIZE)
-    step = (stamps[-3] - stamps[10]) / (len(stamps) - 13)  # the last two: test pass, checkpoint
-    return step, stamps[-1] - stamps[0] + step
+    *steps, _, _ = stamps  # the last two: test pass, checkpoint
+    step = (steps[-1] - steps[WARM_UP - 1]) / (len(steps) - WARM_UP)
+    return {"step": step, "epoch": stamps[-1] - stamps[0] + step}
 
 
-def products(model: nn.Module, matmul_precision: str) -> float:
-    """Seconds of the matrix products of a step: y = xWᵀ, and the gradients of W and, but for the first layer, of x."""
+def alone(name: str) -> dict[str, float]:
+    """Seconds of each part of a step, alone."""
     runs.keep_freed_memory()  # as the scripts do
-    torch.set_float32_matmul_precision(matmul_precision)
-    sizes = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
-    factors = []
-    for i, (n_in, n_out) in enumerate(sizes):
-        shapes = (BATCH_SIZE, n_in), (n_out, n_in), (BATCH_SIZE, n_out)
-        x, w, g = (torch.rand(*shape) for shape in shapes)
-        factors += [(x, w.T), (g.T, x)] + [(g, w)] * (i > 0)
+    return floor(name) | others(MODELS[name])
+
+
+def floor(name: str) -> dict[str, float]:
+    """The matrix products, Adam after them, and the products at torch's default precision.
+
+    Of each layer y = xWᵀ, the gradient of W and, but for the first layer, that of x.
+    """
+    model = MODELS[name]
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    factors = [(m, torch.rand(BATCH_SIZE, m.in_features), torch.rand(BATCH_SIZE, m.out_features)) for m in layers]
+    for layer in layers:
+        layer.bias.grad = torch.rand_like(layer.bias)
+
+    @torch.no_grad()
+    def products() -> None:
+        for layer, x, g in factors:
+            torch.mm(x, layer.weight.T)
+            layer.weight.grad = torch.mm(g.T, x)
+            if layer is not layers[0]:
+                torch.mm(g, layer.weight)
+
+    torch.set_float32_matmul_precision(importlib.import_module(name).MATMUL_PRECISION)
+    as_in_the_script, adam = seconds(products, optimizer.step)
+    torch.set_float32_matmul_precision("highest")
+    return {"products": as_in_the_script, "Adam": adam, "products at torch's default": seconds(products)[0]}
+
+
+def others(model: nn.Module) -> dict[str, float]:
+    """The other parts, those of forward and backward together."""
+    train = data.colored_set(train=True, device=torch.device("cpu"))
+    batches = iter(torch.randperm(len(train)).split(BATCH_SIZE))
+    x = train.colored(next(batches))
+    logits = x.logit(1e-4).requires_grad_()  # of a good reconstruction
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    gradients = [torch.randn(BATCH_SIZE, m.out_features) for m in layers]
+    hidden = [torch.randn(BATCH_SIZE, n).requires_grad_() for n in (512, 256, 256, 512)]
+    latents = copy.deepcopy(model)  # the samples as the network draws them, the encoder's heads given
+    latents.encoder = latents.decoder = nn.Identity()
+    for head in {"gaussian_head", "categorical_head"} & dict(model.named_children()).keys():
+        setattr(latents, head, Given(BATCH_SIZE, getattr(model, head).out_features))
+
+    def samples() -> None:
+        code, kl = outputs(latents, x)
+        (code.sum() + kl).backward()
+
+    def relus() -> None:
+        for h in hidden:
+            h.relu().backward(h.detach())
+
+    parts = {
+        "colouring a batch": lambda: train.colored(next(batches)),
+        "cross-entropy": lambda: F.binary_cross_entropy_with_logits(logits, x, reduction="sum").backward(),
+        "samples and KL": samples,
+        "ReLUs": relus,
+        "gradients of the biases": lambda: [g.sum(0) for g in gradients],
+        ".item() of loss and terms": lambda: [term.item() for term in gradients[0][0, :4]],
+    }
+    return {part: seconds(function)[0] for part, function in parts.items()}
+
+
+class Given(nn.Module):
+    """A layer whose output is given, whatever its input."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.output = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output
+
+
+def seconds(*functions: Callable) -> list[float]:
+    """The mean of each over STEPS, called in turn."""
     times = []
-    for _ in range(500):  # steps of an epoch
-        started = time.perf_counter()
-        for a, b in factors:
-            torch.mm(a, b)
-        times.append(time.perf_counter() - started)
-    return sum(times[10:]) / len(times[10:])
+    for _ in range(WARM_UP + STEPS):
+        stamps = [time.perf_counter()]
+        for function in functions:
+            function()
+            stamps.append(time.perf_counter())
+        times.append([after - before for before, after in itertools.pairwise(stamps)])
+    return [statistics.mean(column) for column in zip(*times[WARM_UP:], strict=True)]
+
+
+def tables(measured: dict[str, dict[str, list[dict]]]) -> str:
+    """Markdown, from script → "script", "alone", "usual way" → what each repeat gave."""
+    floors, rest, steps, epochs = [], {}, [], []
+    for name, values in measured.items():
+        script, usual, parts = (timing.columns(values[key]) for key in ("script", "usual way", "alone"))
+        both = [sum(pair) for pair in zip(parts["products"], parts["Adam"], strict=True)]
+        cells = [timing.median(times) for times in (parts["products"], parts["Adam"], script["step"])]
+        cells.append(timing.ratio(script["step"], both))
+        default = parts.pop("products at torch's default")
+        cells += [timing.median(default), timing.ratio(default, parts["products"])]
+        floors.append(timing.line(name, cells))
+        parts["unexplained"] = [a - sum(b) for a, *b in zip(script["step"], *parts.values(), strict=True)]
+        for part in [part for part in parts if part not in ("products", "Adam")]:
+            rest.setdefault(part, []).append(timing.median(parts[part], digits=2))
+        steps.append(timing.row(name, {"script": script["step"], "usual way": usual["step"]}, "script"))
+        epochs.append(timing.row(name, {"script": script["epoch"], "usual way": usual["epoch"]}, "script", unit=1))
+    times = "times as long"
+    floor_columns = ["matrix products, ms", "Adam, ms", "script, ms", "of their sum"]
+    floor_columns += ["products at torch's default, ms", "of the products"]
+    blocks = (
+        (timing.head("a step", floor_columns), floors),
+        (timing.head("what else, ms", list(measured)), [timing.line(part, cells) for part, cells in rest.items()]),
+        (timing.head("a step", ["script, ms", "usual way, ms", times]), steps),
+        (timing.head("an epoch", ["script, s", "usual way, s", times]), epochs),
+    )
+    return "\n\n".join("\n".join([head, *lines]) for head, lines in blocks)
 
 
 def main() -> None:
     versions = runs.versions(torch.device("cpu"), runs.constants(vars(vae_joint)))
     print(", ".join(f"{name} {value}" for name, value in versions.items()))
-    floors, steps, epochs = [], [], []
-    for script, model in (
-        (vae_continuous, vae_continuous.ContinuousVAE(2)),
-        (vae_discrete, vae_discrete.DiscreteVAE(3, 20)),
-        (vae_joint, vae_joint.JointVAE(2, 3, 20)),
-    ):
-        calls = {
-            "usual": (usual_way, model),
-            "script": (script_way, script.__name__),
-            "products": (products, model, script.MATMUL_PRECISION),
-            "default": (products, model, "highest"),
-        }
-        values = timing.repeated({key: functools.partial(timing.apart, *call) for key, call in calls.items()}, REPEATS)
-        step, epoch = ({name: [pair[i] for pair in values[name]] for name in ("script", "usual")} for i in range(2))
-        beside = {"products": values["products"], "script": step["script"], "default": values["default"]}
-        floors.append(timing.row(script.__name__, beside, "products"))
-        steps.append(timing.row(script.__name__, step, "script"))
-        epochs.append(timing.row(script.__name__, epoch, "script", unit=1))
-        print(f"{script.__name__} is done.", flush=True)
-    times = "times as long"
-    for title, columns, rows in (
-        ("a step", ("matrix products, ms", "script, ms", times, "products at torch's default, ms", times), floors),
-        ("a step", ("script, ms", "usual way, ms", times), steps),
-        ("an epoch", ("script, s", "usual way, s", times), epochs),
-    ):
-        print(timing.head(title, list(columns)), *rows, "", sep="\n")
+    ways = {"script": script_way, "alone": alone, "usual way": usual_way}
+    measured = {}
+    for name in MODELS:
+        calls = {key: functools.partial(timing.apart, way, name) for key, way in ways.items()}
+        measured[name] = timing.repeated(calls, REPEATS, name)
+    print(f"\n{tables(measured)}")
 
 
 if __name__ == "__main__":

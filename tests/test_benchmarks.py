@@ -10,7 +10,7 @@ import metrics
 import runs
 import vae_continuous
 import vae_control
-from benchmarks import control, starts, timing, translation
+from benchmarks import control, starts, timing, translation, vae_step
 
 
 def results(color=1.0, digit=0.99, by_digit=0.99):
@@ -95,13 +95,40 @@ def test_apart_is_another_process_that_starts_workers_as_usual():
     assert timing.apart(eval, asked) == eval(asked)
 
 
-def test_rows_of_ratios():
+def test_rows_of_ratios(capsys):
     order = []
     functions = {"usual": lambda: order.append("usual") or 2.0, "script": lambda: order.append("script") or 0.5}
     values = timing.repeated(functions, 3)
     assert order == ["usual", "script"] * 3
+    assert capsys.readouterr().out.splitlines()[:2] == ["usual (1 of 3): 2000.00 ms", "script (1 of 3): 500.00 ms"]
     assert timing.row("x", values, "usual") == "| x | 2000.0 | 500.0 | 0.25 (0.25 to 0.25) |"
     assert timing.head("", ["a", "b"]) == "|  | a | b |\n| --- | ---: | ---: |"
+
+
+def test_a_measurement_is_announced_before_it_starts(capsys):
+    def function():
+        assert capsys.readouterr().out == "vae_joint alone (1 of 1): "
+        return {"products": 0.004, "Adam": 0.001}
+
+    assert timing.columns(timing.repeated({"alone": function}, 1, "vae_joint")["alone"])["Adam"] == [0.001]
+    assert capsys.readouterr().out == "products 4.00 ms, Adam 1.00 ms\n"
+
+
+def test_a_step_beside_its_floor(few_images, monkeypatch):
+    monkeypatch.setattr(vae_step, "WARM_UP", 1)
+    monkeypatch.setattr(vae_step, "STEPS", 2)
+    for name in vae_step.MODELS:
+        parts = vae_step.alone(name)
+        assert list(parts)[:2] == ["products", "Adam"] and min(parts.values()) > 0
+    parts = dict.fromkeys(parts, 0.001) | {"products": 0.004, "Adam": 0.002, "products at torch's default": 0.008}
+    repeats = {"alone": [parts] * 3, "usual way": [{"step": 0.03, "epoch": 15.0}] * 3}
+    repeats["script"] = [{"step": step, "epoch": 4.0} for step in (0.012, 0.015, 0.018)]
+    text = vae_step.tables({"vae_joint": repeats})
+    assert "| vae_joint | 4.0 | 2.0 | 15.0 | 2.50 (2.00 to 3.00) | 8.0 | 2.00 (2.00 to 2.00) |" in text
+    assert "| cross-entropy | 1.00 |" in text and "| unexplained | 3.00 |" in text  # 15 - 4 - 2 - 6 parts of 1
+    assert "| vae_joint | 4.0 | 15.0 | 3.75 (3.75 to 3.75) |" in text
+    for block in text.split("\n\n"):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
 def test_the_control_models_ingredients(few_images, tmp_path, monkeypatch, capsys):
