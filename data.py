@@ -55,7 +55,7 @@ TEST_COLOR_SEED = 2
 # The two domains of cyclegan_colors.py: the colour of each digit, 0 to 9, as CSS names. B gives digit d the colour that
 # digit (d + 1) mod 10 wears in A.
 DOMAIN_A = ("red", "darkorange", "yellow", "lime", "teal", "cyan", "blue", "purple", "magenta", "white")
-DOMAIN_B = (*DOMAIN_A[1:], DOMAIN_A[0])
+DOMAIN_B = ("darkorange", "yellow", "lime", "teal", "cyan", "blue", "purple", "magenta", "white", "red")
 
 # The constants above that decide what a script sees: in a set with random colours, and in the two domains.
 RANDOM_COLORS = ("DATASET", "SATURATION", "VALUE", "TRAIN_COLOR_SEED", "TEST_COLOR_SEED")
@@ -77,6 +77,13 @@ MD5 = {
         "15d484375f8d13e6eb1aabb0c3f46965",
     ),
 }
+
+
+def __getattr__(name: str):
+    """What `data.NAME` does where there is no such name."""
+    if name.isupper():
+        raise SystemExit(f"{name} is not defined: put it back among the constants of data.py.")
+    raise AttributeError(f"module 'data' has no attribute {name!r}")
 
 
 # ------------------------------------------------------------------------------------------------- the images

@@ -162,8 +162,7 @@ def start(
     _check_packages()
     check_folder(folder)
     _check_names(namespace, Path(namespace.get("__file__", "this script")).name)
-    of_data = (*data.RANDOM_COLORS, *data.DOMAINS, "RANDOM_COLORS", "DOMAINS")
-    _check_names(vars(data), "data.py", of_data, needed=data_constants)
+    _check_names(vars(data), "data.py", {*data.RANDOM_COLORS, *data.DOMAINS, "RANDOM_COLORS", "DOMAINS"})
     values = constants(namespace, data_constants)
     for name, value in values.items():
         accepts, sentence = RULES.get(name, (lambda v: True, ""))
@@ -188,28 +187,29 @@ def check_folder(folder: Path) -> None:
         raise SystemExit(f"OUTPUT_DIR is {folder!r}: it must be a Path, as in Path({str(folder)!r}).")
 
 
-def _check_names(
-    namespace: dict, file: str, others: tuple[str, ...] = READ_BY_RUN, needed: tuple[str, ...] = ()
-) -> None:
+def _check_names(namespace: dict, file: str, read_elsewhere: Iterable[str] = ()) -> None:
     """Exits with one sentence if a constant is missing that a function of the namespace reads, or is misspelt.
 
-    Misspelt: nothing reads it, and its name is like that of one that is read. Warns of those of other scripts.
-    `others`: names that are right though no function here reads them. `needed`: those of them that must be there.
+    Misspelt: nothing reads it, and its name is like that of one that is read. Warns of those of other scripts. For a
+    script that trains with `run.resume`, its Run reads some; `read_elsewhere` names what else no function here reads.
     """
     functions = [inspect.unwrap(value) for value in namespace.values() if inspect.isroutine(value)]
     classes = [value for value in namespace.values() if inspect.isclass(value)]
     functions += [value for cls in classes for value in vars(cls).values() if inspect.isfunction(value)]
     codes = [f.__code__ for f in functions if getattr(f, "__globals__", None) is namespace]
-    read = {name for code in codes for name in _names_read(code) if name.isupper()}
+    read = {name for code in codes for name in _names_read(code) if name.isupper()} | {*read_elsewhere}
+    called = {name for code in codes for name in code.co_names}
+    if "resume" in called:
+        read |= {"RESUME", "DEVICE", "PRECISION" if "autocast" in called else "MATMUL_PRECISION"}
     if "__file__" in namespace:  # a notebook has variables of its own
         for name in [name for name, value in namespace.items() if _is_constant(name, value)]:
-            if read and name not in read and name not in others:
-                if meant := difflib.get_close_matches(name, {*read, *others}, 1, 0.8):
+            if read and name not in read and name not in READ_BY_RUN:
+                if meant := difflib.get_close_matches(name, {*read, *READ_BY_RUN}, 1, 0.8):
                     unknown = f"{name} is not a constant that {file} knows"
                     raise SystemExit(f"{unknown}: rename it to {meant[0]}, or delete it.")
                 if name in RULES:
                     print(f"Warning: nothing in {file} reads {name}.")
-    if missing := sorted({*read, *needed} - namespace.keys()):
+    if missing := sorted(read - namespace.keys()):
         raise SystemExit(f"{missing[0]} is not defined: put it back among the constants of {file}.")
 
 
@@ -255,11 +255,6 @@ class Run:
     def _kept(self) -> str:
         return f" The checkpoint of epoch {self._saved_epoch} is kept." if self._saved_epoch else ""
 
-    def _constant(self, name: str) -> Any:
-        if name not in self.constants:
-            raise SystemExit(f"{name} is not defined: put it back among the constants.")
-        return self.constants[name]
-
     def seconds(self) -> float:
         """Since the start of the run. The part of it that was interrupted counts up to its last checkpoint."""
         return self._seconds_before + time.perf_counter() - self._started
@@ -271,7 +266,7 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         """A context in which convolutions and matrix products are computed as PRECISION says; weights stay float32."""
-        dtype = precision(self._constant("PRECISION"), self.device)
+        dtype = precision(self.constants["PRECISION"], self.device)
         enabled = dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
@@ -324,7 +319,7 @@ class Run:
         Call it after everything else that draws random numbers before the first epoch.
         """
         self._parts, reasons = parts, []
-        if not self._constant("RESUME"):
+        if not self.constants["RESUME"]:
             return []
         for kind, name in (("unfinished", "checkpoint.pt"), ("finished", "finished.pt")):
             path = self.folder / name
