@@ -325,7 +325,7 @@ def category_counts(codes: Tensor, digits: Tensor) -> Tensor:
 
 
 def best_one_to_one(counts: Tensor) -> int:
-    """The most images (of counts (10, 10)) whose category bears their digit, when each digit names one category."""
+    """The most images (of counts (10, 10)) in a category with their digit's name, if each digit names one category."""
     best = {frozenset(): 0}
     for row in counts.tolist():
         longer: dict[frozenset, int] = {}
@@ -375,7 +375,7 @@ def control_by_knob(model: nn.Module, scores: Evaluation, train: data.ColoredSet
     """Is the first variable the digit, and does setting it draw the digit?
 
     category_digits: each category's name, the digit most common among the training images in it. digit_accuracy: share
-    of test images whose category bears their digit; _one_to_one: under the best naming that gives each digit one
+    of test images whose category has their digit's name; _one_to_one: under the best naming that gives each digit one
     category (None unless K = 10). knob_*: every test image's first variable is set to a wanted digit's category (the
     largest, if there are several), and the colour latents are those of another test image. Right when the judge
     sees the wanted digit, and the hue is the other image's. A digit without a category is drawn wrong. Digits and pairs
