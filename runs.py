@@ -66,43 +66,33 @@ def _request(request) -> bool:
     return digit in range(10) and type(hue) in (int, float) and 0 <= hue < 360
 
 
+_NOT_BELOW_0 = _number(lambda v: v >= 0, "of 0 or more")
+_REQUESTS = (
+    lambda v: type(v) is tuple and v and all(map(_request, v)),
+    "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
+)
+
 # The constants that scripts share by name: what is accepted, and how to say so.
 RULES = {
-    **dict.fromkeys(("SEED", "TRAIN_COLOR_SEED", "TEST_COLOR_SEED"), _whole(0, below=2**63)),
-    "N_CATEGORIES": _whole(2),
-    **dict.fromkeys(
-        (
-            "EPOCHS",
-            "BATCH_SIZE",
-            "IMAGES_PER_EPOCH",
-            "R1_EVERY",
-            "LATENT_DIM",
-            "N_VARIABLES",
-            "N_STARTS",
-            "START_EPOCHS",
-        ),
-        _whole(1),
-    ),
-    **dict.fromkeys(
-        ("LEARNING_RATE", "TAU_START", "TAU_MIN", "Z_VARIANCE", "STEP"), _number(lambda v: v > 0, "above 0")
-    ),
-    **dict.fromkeys(("TAU_DECAY", "BETA", "R1_WEIGHT", "CYCLE_WEIGHT"), _number(lambda v: v >= 0, "of 0 or more")),
-    **dict.fromkeys(
-        ("DIGIT_WEIGHT", "AGREEMENT_WEIGHT", "BALANCE_WEIGHT", "KNOB_WEIGHT"), _number(lambda v: v >= 0, "of 0 or more")
-    ),
-    **dict.fromkeys(("MAX_SHIFT", "MAX_ROTATION", "MAX_SHEAR", "ELASTIC"), _number(lambda v: v >= 0, "of 0 or more")),
-    **dict.fromkeys(("BETA1", "MAX_SCALE", "MAX_STRETCH"), _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
-    "DECAY_FROM": _number(lambda v: 0 <= v <= 1, "from 0 to 1"),
-    **dict.fromkeys(("HARD", "RESUME", "HE_WEIGHTS"), _choice(True, False)),
-    "PRECISION": _choice("auto", "bfloat16", "float32"),
-    "MATMUL_PRECISION": _choice("medium", "highest"),
-    "DEVICE": _choice("auto", "cpu", "cuda", "mps"),
-    "REQUESTS": (
-        lambda v: type(v) is tuple and v and all(map(_request, v)),
-        "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
-    ),
+    name: rule
+    for names, rule in (
+        ("SEED TRAIN_COLOR_SEED TEST_COLOR_SEED", _whole(0, below=2**63)),
+        ("EPOCHS START_EPOCHS N_STARTS BATCH_SIZE IMAGES_PER_EPOCH R1_EVERY LATENT_DIM N_VARIABLES", _whole(1)),
+        ("N_CATEGORIES", _whole(2)),
+        ("LEARNING_RATE TAU_START TAU_MIN Z_VARIANCE STEP", _number(lambda v: v > 0, "above 0")),
+        ("TAU_DECAY BETA R1_WEIGHT CYCLE_WEIGHT", _NOT_BELOW_0),
+        ("DIGIT_WEIGHT AGREEMENT_WEIGHT BALANCE_WEIGHT KNOB_WEIGHT", _NOT_BELOW_0),
+        ("MAX_SHIFT MAX_ROTATION MAX_SHEAR ELASTIC", _NOT_BELOW_0),
+        ("BETA1 MAX_SCALE MAX_STRETCH", _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
+        ("DECAY_FROM", _number(lambda v: 0 <= v <= 1, "from 0 to 1")),
+        ("HARD RESUME HE_WEIGHTS", _choice(True, False)),
+        ("PRECISION", _choice("auto", "bfloat16", "float32")),
+        ("MATMUL_PRECISION", _choice("medium", "highest")),
+        ("DEVICE", _choice("auto", "cpu", "cuda", "mps")),
+        ("REQUESTS", _REQUESTS),
+    )
+    for name in names.split()
 }
-
 
 # Those that only a Run reads, and those that decide no number of it: only where it is computed, and what is drawn.
 READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")
@@ -138,8 +128,8 @@ def command(main: Callable) -> None:
 
 def constants(namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> dict:
     """The UPPERCASE literals of a script (pass `globals()`), after the constants of data.py with these names."""
-    own = [name for name, value in namespace.items() if name in RULES or _is_constant(name, value)]
-    return {name: getattr(data, name) for name in data_constants} | {name: namespace[name] for name in own}
+    own = {name: value for name, value in namespace.items() if name in RULES or _is_constant(name, value)}
+    return {name: getattr(data, name) for name in data_constants} | own
 
 
 def _is_constant(name: str, value: Any) -> bool:
@@ -295,12 +285,12 @@ class Run:
                 f"  {name} {row[f'{part}_{name}']:6.2f}" for name in ("kl_z", "kl_v") if f"{part}_{name}" in row
             )
             parts.append(f"{part}: reconstruction above floor {row[f'{part}_reconstruction'] - floor:7.2f}{kl}")
-        seconds = row["seconds"] - (history[-2]["seconds"] if len(history) > 1 else 0)
+        seconds, left = row["seconds"], ""  # the first epoch's are with the set-up, and predict nothing
+        if len(history) > 1:
+            seconds -= history[-2]["seconds"]
+            left = f"  {seconds * (epochs - row['epoch']) / 60:4.1f} min left"
         tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
-        left = f"  {seconds * (epochs - row['epoch']) / 60:4.1f} min left"
-        print(
-            *parts, f"{tau}{seconds:5.1f} s{left if len(history) > 1 else ''}", sep=" | ", flush=True
-        )  # 1: set-up, too
+        print(*parts, f"{tau}{seconds:5.1f} s{left}", sep=" | ", flush=True)
         nothing = [row["explained_variance"] < 0.02 for row in history[-2:]]
         if nothing in ([True], [False, True]):  # the first epoch of which this is true
             print(
@@ -416,14 +406,13 @@ def load_results(path: Path, names: Iterable[str] = ()) -> dict:
     """The content of a metrics.json. Exits with one sentence if it is damaged or its results lack one of the names."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        known = {*content["constants"], *content["results"]} >= set(names)
+        if {*content["constants"], *content["results"]} >= set(names):
+            return content
     except OSError as error:
         raise SystemExit(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise SystemExit(f"{path} is damaged or of another version of the code: delete it and run again.")
-    return content
+        pass
+    raise SystemExit(f"{path} is damaged or of another version of the code: delete it and run again.")
 
 
 def _readable(value) -> str:
