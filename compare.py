@@ -37,7 +37,6 @@ EDITS = (
     ("joint", {"EPOCHS": 10}),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10}),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.5}),
-    ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.2}),
 )
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "compare"

@@ -118,7 +118,7 @@ def saved_run(script: ModuleType) -> dict:
     except (OSError, ValueError, KeyError, TypeError):
         raise SystemExit(f"{path} is damaged: run python {script.__name__}.py again.") from None
     for name, then in constants.items():
-        now = json.loads(json.dumps(getattr(data, name, then)))  # tuples become lists, as in the file
+        now = json.loads(json.dumps(vars(data).get(name, then)))  # tuples become lists, as in the file
         if now != then:
             raise SystemExit(
                 f"{name} in data.py is {now!r}, but {path} was made with {then!r}: set it back, or run python "

@@ -20,8 +20,8 @@ README, RESULTS, SCORES = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT
 TEXTS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 BARS = {  # means over the seeds: (on demand both, by swap both, digit kept), and the highest mean test loss
     "continuous": ((0.70, 0.02, 0.56), 279),
-    "discrete": ((0.90, 0.24, 0.77), 244),
-    "joint": ((0.99, 0.86, 0.88), 221),
+    "discrete": ((0.92, 0.25, 0.79), 242.5),
+    "joint": ((0.99, 0.86, 0.88), 220.5),
     "control": ((0.99, 0.96, 0.97), 217),
 }
 
@@ -117,7 +117,8 @@ def test_the_docstrings_have_the_results(results, name):
 
 
 def test_the_readme_is_short():
-    assert len(read(README).split()) < 2000
+    words = [word for word in read(README).split() if re.search(r"\w", word)]  # not the bars and dashes of tables
+    assert len(words) < 2000
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
