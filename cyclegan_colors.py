@@ -11,8 +11,8 @@ other. The cycle loss works against that. The true target of every test image is
 
 Result, seed 0: of the 10,000 test images 100.0% (A → B) and 100.0% (B → A) get the right colour, 99.6% and 99.5% keep
 their digit (99.6% of the true targets do). 3,000 updates took 7.6 minutes on 2 cores of an AMD EPYC in bfloat16, torch
-2.14.1. 99% of the colours were right in both directions after 1,500. README.md has other seeds, faster constants, other
-colours, and what happens without penalty or cycle loss.
+2.14.1. 99% of the colours were right in both directions after 1,500. docs/results.md has other seeds, faster constants,
+other colours, and what happens without penalty or cycle loss.
 
 Papers: Goodfellow et al., Generative Adversarial Networks, 2014; He et al., Delving Deep into Rectifiers, 2015 (the
 discriminators' first weights); Zhu et al., Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
@@ -40,7 +40,7 @@ import metrics
 import plots
 import runs
 
-# What leads to the right permutation of the ten colours (README.md has the runs). The gradient penalty on real images
+# What leads to the right permutation of the ten colours (runs: docs/results.md). The gradient penalty on real images
 # keeps the discriminators smooth, so that they give a direction out of a wrong permutation. The cycle loss keeps digits
 # from being bent into others. If only one generator has exchanged two colours, the cycle loss corrects it. If the other
 # has made the inverse exchange, the cycle loss sees nothing wrong. Unlike in Zhu et al., a cycle trains only the
