@@ -97,6 +97,7 @@ RULES = {
 # Those that only a Run reads, and those that decide no number of it: only where it is computed, and what is drawn.
 READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")
 WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")
+NOTHING_EXPLAINED = 0.02  # share of the pixels' variance: a code that explains less gets a warning
 
 
 # ------------------------------------------------------------------------------------------------ a run
@@ -291,7 +292,7 @@ class Run:
             left = f"  {seconds * (epochs - row['epoch']) / 60:4.1f} min left"
         tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
         print(*parts, f"{tau}{seconds:5.1f} s{left}", sep=" | ", flush=True)
-        nothing = [row["explained_variance"] < 0.02 for row in history[-2:]]
+        nothing = [row.get("explained_variance", 1) < NOTHING_EXPLAINED for row in history[-2:]]
         if nothing in ([True], [False, True]):  # the first epoch of which this is true
             print(
                 "Warning: the code carries almost nothing: all images are decoded to nearly the same picture. If this "

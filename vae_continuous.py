@@ -138,7 +138,7 @@ def main() -> dict:
         torch.manual_seed(SEED)
         model = ContinuousVAE(LATENT_DIM).to(run.device)
         # Pictures start at the training images' mean grey level. With torch's own biases the first steps only learn to
-        # darken them all, and in half of the seeds the discrete code carries nothing after that.
+        # darken them all; in half of the seeds of vae_discrete.py the code then carries nothing.
         nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())  # the last linear layer's
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         history = run.resume(model=model, optimizer=optimizer)  # a row for each finished epoch

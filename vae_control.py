@@ -373,7 +373,7 @@ def figures(
     ten = codes[0].repeat(len(order), 1)
     ten[:, model.latents["v1"]] = one_hot[order]
     frames, titles = [], []
-    around = torch.arange(0, 360, 10.0, device=device)
+    around = torch.arange(0, 360, 15.0, device=device)
     for hue, z in zip(around, metrics.hue_codes(scores.train_codes[:, :LATENT_DIM], train, around), strict=True):
         ten[:, :LATENT_DIM] = z
         frames.append(ten.clone())

@@ -24,7 +24,6 @@ SEEDS = tuple(range(20, 30))  # no constant was chosen by them
 EPOCHS = 3
 MODELS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint}
 STARTS = ("torch's own biases", "the mean grey level")
-STUCK = 0.02  # of the variance explained: below it a run warns
 
 
 class Trained(Exception):
@@ -59,7 +58,7 @@ def table(rows: dict[tuple[str, str], list[dict]]) -> str:
     lines = [["", "pictures start at", "lowest test loss", "highest", "seeds in which nothing is learned"]]
     for (model, start), last in rows.items():
         losses = [sum(value for name, value in row.items() if name.startswith("test_")) for row in last]
-        stuck = sum(row["explained_variance"] < STUCK for row in last)
+        stuck = sum(row["explained_variance"] < runs.NOTHING_EXPLAINED for row in last)
         lines.append([model, start, f"{min(losses):.1f}", f"{max(losses):.1f}", f"{stuck} of {len(last)}"])
     lines.insert(1, ["---", "---", "---:", "---:", "---:"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

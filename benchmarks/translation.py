@@ -96,18 +96,21 @@ def lowest(results: dict, direction: str) -> float:
 def table(rows: dict[str, list[dict]], summary: bool = False) -> str:
     """Markdown: mean ± standard deviation over the seeds, the lowest digit of any, how many pass, and what it took.
 
-    Updates to 99% (both colours, on the log's 2,000 images) and minutes are medians. `summary`: fewer columns.
+    Updates to 99% (both colours, on the log's 2,000 images) and minutes are medians. `summary`: fewer rows and columns.
     """
-    lines = [["", *(f"{part} {way}, %" for part in ("colour right", "digit kept") for way in ("A → B", "B → A"))]]
+    scores = SCORES[:2] if summary else SCORES
+    parts = ("colour right",) if summary else ("colour right", "digit kept")
+    lines = [["", *(f"{part} {way}, %" for part in parts for way in ("A → B", "B → A"))]]
     lines[0] += ["seeds that pass", "minutes", *["lowest digit, %", "updates", "to 99%"] * (not summary)]
     first = next(iter(rows.values()))[0]["results"]
-    for name, prefix in (("the image as it is", "identity_"), ("the true target", "oracle_")):
-        cells = [f"{100 * first[f'{prefix}{direction}_{part}']:.1f}" for part, direction in SCORES]
+    untrained = [("the image as it is", "identity_"), ("the true target", "oracle_")]
+    for name, prefix in untrained[: 1 if summary else 2]:
+        cells = [f"{100 * first[f'{prefix}{direction}_{part}']:.1f}" for part, direction in scores]
         lines.append([name, *cells])
     lines.append(["the homework's published weights", *PUBLISHED])
     for name, contents in rows.items():
         results = [content["results"] for content in contents]
-        cells = [compare.spread([100 * r[f"{direction}_{part}"] for r in results]) for part, direction in SCORES]
+        cells = [compare.spread([100 * r[f"{direction}_{part}"] for r in results]) for part, direction in scores]
         cells.append(f"{sum(map(passes, results))} of {len(results)}")
         cells.append(f"{statistics.median(content['seconds'] for content in contents) / 60:.1f}")
         cells.append(f"{100 * min(lowest(r, direction) for r in results for direction in DIRECTIONS):.1f}")
