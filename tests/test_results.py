@@ -152,8 +152,13 @@ def test_numbers_in_sentences_are_those_of_the_results(results):
         key: "{:.1f} to {:.1f}%".format(*(100 * end(r[key] for r in results["discrete"]) for end in (min, max)))
         for key in ("swap_both", "demand_both")
     }
+    folders = [compare.folder_of(compare.SCRIPTS[name], compare.SEEDS[0], edits) for name, edits in compare.EDITS]
+    eight, _, short, thirty, _ = (json.loads(read(folder / "metrics.json"))["results"] for folder in folders)
     sentences = {
         README: [
+            f"(joint): loss {thirty['test_loss']:.1f}, by swap {100 * thirty['swap_both']:.1f}%",
+            f"(continuous): on demand {100 * eight['demand_both']:.1f}%, by swap {100 * eight['swap_both']:.1f}%",
+            f"a third of the time, by swap {100 * short['swap_both']:.1f}%",
             f"go below {joint['pixel_entropy']:.1f} nats",
             f"reads {100 * classifier:.1f}% of the test digits right",
             f"carries {joint['angle_mi_hue']:.2f} of the {math.log(12):.2f} nats",
