@@ -18,6 +18,7 @@ import judge
 import runs
 
 HUE_TOLERANCE = 15.0  # degrees: a hue is right when it is no further off
+COLOR_TOLERANCE = 0.1  # RGB, Euclidean (black to white is 1.73): a translated colour is exact when it is no further off
 N_HUES = 24  # requested hues, evenly spaced from 0 degrees
 CODES_PER_REQUEST = 5
 N_SEARCHED = 10_000  # training images whose codes may be chosen for a request
@@ -438,20 +439,27 @@ def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor,
     """Scores of images (n, 3, 28, 28) that should show `grey` (n, 28, 28) in the target colours (10, 3), by digit (n,).
 
     digit: the judge still sees it. color: of the ten target colours, the one nearest to the ink's (RGB, Euclidean) is
-    the digit's. both. l1: mean absolute difference to the true target. psnr: of the mean squared difference, in dB
-    (None where there is no difference). Also returns which images are right in both, bool (n,).
+    the digit's. exact: the ink's colour is within COLOR_TOLERANCE of the digit's. both: digit and exact. l1: mean
+    absolute difference to the true target. psnr: of the mean squared difference, in dB (None where there is no
+    difference). The first three by digit, too. Also returns which images are right in both, bool (n,).
     """
-    digit = digit_of(outputs) == digits
-    color = torch.cdist(color_of(outputs, grey), target).argmin(1) == digits
-    difference = outputs - data.colorize(grey, target[digits])
+    ink, wanted = color_of(outputs, grey), target[digits]
+    right = {
+        "digit": digit_of(outputs) == digits,
+        "color": torch.cdist(ink, target).argmin(1) == digits,
+        "exact": (ink - wanted).norm(dim=1) <= COLOR_TOLERANCE,
+    }
+    scores = {
+        f"{name}_{part}_by_digit": [hits[digits == d].cpu().double().mean().item() for d in range(10)]
+        for part, hits in right.items()
+    }
+    right["both"] = right["digit"] & right["exact"]
+    scores |= {f"{name}_{part}": hits.cpu().double().mean().item() for part, hits in right.items()}
+    difference = outputs - data.colorize(grey, wanted)
     mse = difference.square().mean().item()
-    scores = _shares(name, digit, color)
-    scores = {key.replace("_hue", "_color"): value for key, value in scores.items()}
     scores[f"{name}_l1"] = difference.abs().mean().item()
     scores[f"{name}_psnr"] = -10 * math.log10(mse) if mse > 0 else None
-    for part, right in (("digit", digit), ("color", color)):
-        scores[f"{name}_{part}_by_digit"] = [right[digits == d].cpu().double().mean().item() for d in range(10)]
-    return scores, digit & color
+    return scores, right["both"]
 
 
 def color_map(outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> Tensor:

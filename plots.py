@@ -509,9 +509,9 @@ def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tenso
         wrong = np.zeros((3 * n, 10), bool)
         wrong[1::3] = ~_array(right)
         _mark(axes, wrong)
-        shares = (100 * results[f"{name}_{part}"] for part in ("digit", "color", "both"))
-        axes.set_title("{}: digit kept {:.1f}%, colour right {:.1f}%, both {:.1f}%".format(DIRECTIONS[name], *shares))
-        axes.set_xlabel("digit (× marks a translation with the wrong digit or colour)")
+        shares = (100 * results[f"{name}_{part}"] for part in ("digit", "exact", "both"))
+        axes.set_title("{}: digit kept {:.1f}%, colour exact {:.1f}%, both {:.1f}%".format(DIRECTIONS[name], *shares))
+        axes.set_xlabel("digit (× marks a wrong digit or a colour that is not exact)")
     _save(figure, path)
 
 
@@ -552,8 +552,8 @@ def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, 
     in_a, in_b = (np.broadcast_to(_array(rows[name][0][0]), pictures[:, 0].shape) for name in DIRECTIONS)
     frames = np.stack([in_a, pictures[:, 1], in_b, pictures[:, 0]], 1)  # (T, 4, 10, 3, 28, 28)
     titles = [
-        f"{row['step']} updates, colour right: "
-        + ", ".join(f"{label} {100 * row[f'{name}_color']:.1f}%" for name, label in DIRECTIONS.items())
+        f"{row['step']} updates, colour exact: "
+        + ", ".join(f"{label} {100 * row[f'{name}_exact']:.1f}%" for name, label in DIRECTIONS.items())
         for row in history
     ]
     labels = ["A: test images", "B → A now", "B: test images", "A → B now"]
@@ -564,11 +564,15 @@ def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, 
 
 @styled()
 def translation_curves(path: Path, history: list[dict]) -> None:
-    """Colour right and digit kept over the updates, on the test images of the log, for both directions."""
+    """Colour right and exact and digit kept over the updates, on the test images of the log, for both directions."""
     figure, ((axes,),) = _figure(1, 1, 6.5, 3.2)
     steps = [row["step"] for row in history]
     for name, color in (("a_to_b", "tab:blue"), ("b_to_a", "tab:red")):
-        for part, label, style in (("color", "colour right", "-"), ("digit", "digit kept", ":")):
+        for part, label, style in (
+            ("color", "colour right", "--"),
+            ("exact", "colour exact", "-"),
+            ("digit", "digit kept", ":"),
+        ):
             values = [100 * row[f"{name}_{part}"] for row in history]
             axes.plot(steps, values, style, marker=".", color=color, label=f"{DIRECTIONS[name]}, {label}")
     axes.set(xlabel="updates", ylabel="%", ylim=(-2, 102), title="Translation over training, 2,000 test images")

@@ -83,7 +83,7 @@ RULES = {
         ("TAU_DECAY BETA R1_WEIGHT CYCLE_WEIGHT", _NOT_BELOW_0),
         ("DIGIT_WEIGHT AGREEMENT_WEIGHT BALANCE_WEIGHT KNOB_WEIGHT", _NOT_BELOW_0),
         ("MAX_SHIFT MAX_ROTATION MAX_SHEAR ELASTIC", _NOT_BELOW_0),
-        ("BETA1 MAX_SCALE MAX_STRETCH", _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
+        ("BETA1 EMA_DECAY MAX_SCALE MAX_STRETCH", _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
         ("DECAY_FROM", _number(lambda v: 0 <= v <= 1, "from 0 to 1")),
         ("HARD RESUME HE_WEIGHTS", _choice(True, False)),
         ("PRECISION", _choice("auto", "bfloat16", "float32")),

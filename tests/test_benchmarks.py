@@ -1,7 +1,6 @@
 import json
 import os
 
-import pytest
 import torch
 
 import cyclegan_colors
@@ -12,16 +11,20 @@ import vae_continuous
 import vae_control
 from benchmarks import control, starts, timing, translation, vae_step
 
+RATE = {"LEARNING_RATE": 0.002}
 
-def results(color=1.0, digit=0.99, by_digit=0.99):
+
+def results(exact=1.0, digit=0.99, by_digit=0.99, psnr=38.0):
     return {
         f"{prefix}{direction}_{key}": value
         for direction in translation.DIRECTIONS
         for prefix in ("", "identity_", "oracle_")
         for key, value in (
-            ("color", color),
+            ("exact", exact),
+            ("color", 1.0),
             ("digit", 0.99 if prefix else digit),
-            ("color_by_digit", [1.0] * 10),
+            ("psnr", None if prefix == "oracle_" else psnr),
+            ("exact_by_digit", [1.0] * 10),
             ("digit_by_digit", [1.0] * 9 + [by_digit]),
         )
     } | {"updates_to_99": 500}
@@ -29,23 +32,17 @@ def results(color=1.0, digit=0.99, by_digit=0.99):
 
 def test_what_passes():
     assert translation.passes(results())
-    assert not translation.passes(results(color=0.994))
+    assert not translation.passes(results(exact=0.994))
     assert not translation.passes(results(digit=0.984))
     assert not translation.passes(results(by_digit=0.979))
+    assert not translation.passes(results(psnr=36.9))
     assert translation.lowest(results(by_digit=0.5), "b_to_a") == 0.5
 
 
-def test_colourings():
-    hues = translation.spaced_hues()
-    a = data.palette("DOMAIN_A", hues["DOMAIN_A"])
-    assert data.rgb_to_hue(a).tolist() == pytest.approx([36 * d for d in range(10)], abs=0.5)
-    assert hues["DOMAIN_B"] == (*hues["DOMAIN_A"][1:], hues["DOMAIN_A"][0])
-    for names in (data.DOMAIN_A, translation.random_names(0)):
-        mixed = translation.derangement(names, 0)["DOMAIN_B"]
-        assert len(set(names)) == 10 and sorted(mixed) == sorted(names)
-        assert all(a != b for a, b in zip(names, mixed, strict=True))
-    random_palette = data.palette("DOMAIN_A", translation.random_names(0))
-    assert torch.pdist(random_palette).min() > 0.3 and random_palette.amax(1).min() > 0.5
+def test_complementary_colours():
+    a, b = data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", translation.complements()["DOMAIN_B"])
+    assert torch.allclose((a + b)[:9], torch.ones(9, 3), atol=0.003) and data.DOMAIN_A[9] == "white"
+    assert torch.allclose(b[9], torch.full((3,), 128 / 255))
 
 
 def test_table():
@@ -54,12 +51,16 @@ def test_table():
         "history": [{"step": 0}, {"step": 500, "seconds": 30}, {"step": 1500}],
         "seconds": 90,
     }
-    late = {**content, "results": results(color=0.5) | {"updates_to_99": None}}
+    late = {**content, "results": results(exact=0.5) | {"updates_to_99": None}}
     lines = translation.table({"fast": [content, content], "late": [content, late]}).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2] == "| the image as it is | 100.0 | 100.0 | 99.0 | 99.0 | – | – | – | – | – |"
-    assert lines[5].endswith("| 2 of 2 | 1.5 | 99.0 | 1,500 | 500 (0.5 min) |")
-    assert lines[6].endswith("| 1 of 2 | 1.5 | 99.0 | 1,500 | – |")
+    assert lines[0].startswith("|  | colour exact A → B, % | colour exact B → A, % |") and "PSNR B → A, dB" in lines[0]
+    ones = "| 100.0 | 100.0 | 100.0 | 100.0 | 99.0 | 99.0 |"
+    assert lines[2] == f"| the image as it is {ones} 38.0 | 38.0 | – | – | – | – | – |"
+    assert lines[3] == f"| the true target {ones} – | – | – | – | – | – | – |"
+    assert lines[4].startswith("| the homework's published weights | – | – | 60 | 38 | – |")
+    assert lines[5].endswith("| 38.0 ± 0.0 | 38.0 ± 0.0 | 2 of 2 | 1.5 | 99.0 | 1,500 | 500 (0.5 min) |")
+    assert lines[6].startswith("| late | 75.0 ± 35.4 |") and lines[6].endswith("| 1 of 2 | 1.5 | 99.0 | 1,500 | – |")
     short = translation.table({"fast": [content, content]}, summary=True).splitlines()
     assert len({line.count("|") for line in short}) == 1 and short[4].endswith("| 2 of 2 | 1.5 |")
 
@@ -68,17 +69,35 @@ def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_p
     monkeypatch.setattr(translation.compare, "OUTPUT_DIR", tmp_path / "compare")
     monkeypatch.setattr(cyclegan_colors, "OUTPUT_DIR", tmp_path / "own")
     monkeypatch.setattr(cyclegan_colors, "EPOCHS", 1)
-    rows = {"default constants": ({}, (0,)), "hues": ({"BATCH_SIZE": 100} | translation.spaced_hues(), (1,))}
+    monkeypatch.setattr(translation, "FAST", {"EPOCHS": 2, "IMAGES_PER_EPOCH": 100, "BATCH_SIZE": 10} | RATE)
+    rows = {
+        "default constants": translation.seeds({}, 0),
+        "palettes": translation.seeds({"BATCH_SIZE": 100} | translation.complements(), 1),
+        "trained on true pairs": {"paired": {}},
+    }
     monkeypatch.setattr(translation, "ROWS", rows)
     colors, size = data.DOMAIN_A, cyclegan_colors.BATCH_SIZE
     translation.main()
     assert capsys.readouterr().out.count("\nRunning ") == 2
     assert colors == data.DOMAIN_A and size == cyclegan_colors.BATCH_SIZE
-    written = json.loads((tmp_path / "compare" / "cyclegan_colors_hues_SEED=1" / "metrics.json").read_text())
-    assert written["constants"]["DOMAIN_A"][0] == "#ff0000" and written["constants"]["SEED"] == 1
+    written = json.loads((tmp_path / "compare" / "cyclegan_colors_palettes_SEED=1" / "metrics.json").read_text())
+    assert written["constants"]["DOMAIN_B"][0] == "#00ffff" and written["constants"]["SEED"] == 1
+    pairs = tmp_path / "compare" / "cyclegan_colors_paired-training" / "metrics.json"
+    before = pairs.stat().st_mtime_ns
     translation.main()
-    assert "\nRunning " not in capsys.readouterr().out
-    assert "| hues |" in (tmp_path / "compare" / "translation.md").read_text()
+    assert "\nRunning " not in capsys.readouterr().out and pairs.stat().st_mtime_ns == before
+    assert "| palettes |" in (tmp_path / "compare" / "translation.md").read_text()
+    assert "| trained on true pairs |" in (tmp_path / "compare" / "translation.md").read_text()
+
+
+def test_paired_training_teaches_the_translation(few_images, tmp_path, monkeypatch):
+    """Pairs show the right colours, so that a few updates get nearer to them than the image as it is."""
+    monkeypatch.setattr(translation.compare, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(translation, "FAST", {"EPOCHS": 1, "IMAGES_PER_EPOCH": 2000, "BATCH_SIZE": 10} | RATE)
+    content = translation.paired()
+    for way in translation.DIRECTIONS:
+        assert content["results"][f"{way}_psnr"] > content["results"][f"identity_{way}_psnr"] + 3
+    assert content["history"][-1]["step"] == 200
 
 
 def test_steps_are_timed_from_outside_and_everything_is_put_back(few_images):

@@ -110,13 +110,13 @@ def test_translations_move_below_their_targets(monkeypatch):
     monkeypatch.setattr(plots, "movie", lambda *args, **options: calls.append(args))
     a, b = torch.rand(2, 4, 10, 3, 28, 28)
     pictures = torch.randint(256, (3, 2, 10, 3, 28, 28)).byte()
-    history = [{"step": i, "a_to_b_color": 0.5, "b_to_a_color": 1.0, "pictures": p} for i, p in enumerate(pictures)]
+    history = [{"step": i, "a_to_b_exact": 0.5, "b_to_a_exact": 1.0, "pictures": p} for i, p in enumerate(pictures)]
     plots.translation_movie(None, {"a_to_b": (a, a, b, None), "b_to_a": (b, b, a, None)}, history)
     ((_, frames, titles, labels, *_),) = calls
     assert frames.shape == (7, 4, 10, 3, 28, 28)  # the last picture stays for a while
     for row, expected in enumerate((a[0], pictures[1, 1] / 255, b[0], pictures[1, 0] / 255)):
         assert np.allclose(frames[1, row], expected)
-    assert titles[1] == "1 updates, colour right: A → B 50.0%, B → A 100.0%"
+    assert titles[1] == "1 updates, colour exact: A → B 50.0%, B → A 100.0%"
     assert labels == ["A: test images", "B → A now", "B: test images", "A → B now"]
 
 
