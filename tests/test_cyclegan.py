@@ -199,6 +199,7 @@ def test_the_averaged_generators_are_scored_and_saved(decay, few_images, tmp_pat
         return tuple(domains)
 
     monkeypatch.setattr(cyclegan_colors, "make_domains", make_and_keep)
+    monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
     results = run(tmp_path, monkeypatch, EPOCHS=4, EMA_DECAY=decay)
     average = weights[0]
     for step, weight in enumerate(weights):
@@ -218,6 +219,7 @@ def test_the_cycle_loss_brings_images_back(few_images, tmp_path, monkeypatch):
     grey, digits = data.load(train=False)
     a, b = (data.colorize(grey, data.palette("", names)[digits]) for names in (data.DOMAIN_A, data.DOMAIN_B))
     distances = {}
+    monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
     for weight in (0.0, 100.0):
         run(tmp_path / str(weight), monkeypatch, EPOCHS=8, BATCH_SIZE=8, LEARNING_RATE=0.002, CYCLE_WEIGHT=weight)
         a_to_b, b_to_a = cyclegan_colors.load_model(tmp_path / str(weight) / "generators.pt")
