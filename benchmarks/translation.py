@@ -158,7 +158,7 @@ def paired() -> dict:
     a, b = data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)
     steps, size = FAST["EPOCHS"] * FAST["IMAGES_PER_EPOCH"] // FAST["BATCH_SIZE"], FAST["BATCH_SIZE"]
     for name, source, target in (("a_to_b", a, b), ("b_to_a", b, a)):
-        generator = cyclegan_colors.Generator().to(device)
+        generator = cyclegan_colors.Generator()
         optimizer = torch.optim.Adam(generator.parameters(), FAST["LEARNING_RATE"])
         for _ in range(steps):
             index = torch.randint(len(images), (size,))
