@@ -75,7 +75,7 @@ def test_the_defaults_are_the_homeworks_where_it_speaks():
     constants = runs.constants(vars(cyclegan_colors), data.DOMAINS)
     assert (constants["BATCH_SIZE"], constants["LEARNING_RATE"]) == (120, 0.0003)
     assert constants["IMAGES_PER_EPOCH"] == 30_000 and constants["EPOCHS"] <= 20  # an epoch: one pass over a half
-    assert constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5 and constants["CYCLE_WEIGHT"] == 2
+    assert constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5 and constants["CYCLE_WEIGHT"] == 10
 
 
 def test_the_domains_wear_the_same_colors_shifted_by_a_digit():
@@ -144,7 +144,7 @@ def run(folder, monkeypatch, **constants):
     return cyclegan_colors.main()
 
 
-def test_main_and_resume(few_images, tmp_path, monkeypatch, capsys):
+def test_main_and_resume(few_images, tmp_path, monkeypatch):
     seen = []
     colorize = data.colorize
     monkeypatch.setattr(data, "colorize", lambda grey, colors: seen.append(grey) or colorize(grey, colors))
@@ -182,10 +182,16 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch, capsys):
     first, second = (torch.load(tmp_path / name / "generators.pt", weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(first[g][name], second[g][name]) for g in first for name in first[g])
 
-    capsys.readouterr()
-    longer = run(tmp_path / "cut", monkeypatch, EPOCHS=3)
-    assert "Going on after epoch 2 of the finished run with the same constants." in capsys.readouterr().out
-    assert longer == run(tmp_path / "whole", monkeypatch, EPOCHS=3, RESUME=False)
+
+def test_the_rate_falls_to_zero(few_images, tmp_path, monkeypatch):
+    assert [cyclegan_colors.rate(step, 100) for step in (0, 50, 75, 100)] == [1, 1, 0.5, 0]
+    make, domains = cyclegan_colors.make_domains, []
+    monkeypatch.setattr(cyclegan_colors, "make_domains", lambda *args: domains.extend(make(*args)) or tuple(domains))
+    monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
+    run(tmp_path, monkeypatch, EPOCHS=2)  # 8 updates
+    for domain in domains:
+        for optimizer in (domain.generator_optimizer, domain.discriminator_optimizer):
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(cyclegan_colors.LEARNING_RATE / 4)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
