@@ -1,0 +1,68 @@
+"""The scripts on FashionMNIST, one run of each, in two tables: the VAEs, and the translation by class.
+
+    python -m benchmarks.fashion
+
+The four .gz files of FashionMNIST must lie in datasets/FashionMNIST/raw/ (torchvision downloads them if they do not).
+Each run leaves its metrics.json below outputs/compare/. A run that is there with the same constants is read, not made
+again: delete it after a change of the code. The tables go to outputs/compare/fashion.md.
+"""
+
+from unittest import mock
+
+import compare
+import cyclegan_colors
+import data
+import runs
+from benchmarks import translation
+
+DATASET = {"DATASET": "FashionMNIST"}
+COLUMNS = {
+    heading.replace("digit", "class"): column for heading, column in (compare.COLUMNS | compare.KNOB_COLUMNS).items()
+}
+SCORES = ("exact", "digit")
+
+
+def folder_of(script: str) -> str:
+    return f"{script}_FashionMNIST"
+
+
+def vae(name: str) -> dict:
+    """The content of metrics.json of a VAE's run: read if it is there with these constants, else made."""
+    script = compare.SCRIPTS[name]
+    return compare.run(script, compare.OUTPUT_DIR / folder_of(script.__name__), DATASET)
+
+
+def colors() -> dict:
+    """The same for the translation, with its fast constants."""
+    folder = compare.OUTPUT_DIR / folder_of("cyclegan_colors")
+    return compare.run(cyclegan_colors, folder, translation.FAST | DATASET, data.DOMAINS)
+
+
+def by_class(results: dict) -> str:
+    """Markdown: for each class and for all of them, how often its colour is exact, its class kept, as in the targets."""
+    with mock.patch.object(data, "DATASET", DATASET["DATASET"]):
+        names = data.class_names()
+    head = [f"{word} {way}, %" for word in ("colour exact", "class kept") for way in ("A → B", "B → A")]
+    keys = [f"{way}_{score}" for score in SCORES for way in translation.DIRECTIONS]
+    lines = [["class", *head, "class read in the true target, %"]]
+    keys.append("oracle_a_to_b_digit")
+    lines += [[name, *(f"{100 * results[f'{key}_by_digit'][i]:.1f}" for key in keys)] for i, name in enumerate(names)]
+    lines.append(["all", *(f"{100 * results[key]:.1f}" for key in keys)])
+    lines.insert(1, ["---", *["---:"] * len(keys)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    """Runs or reads everything, prints the tables as they come, and saves them at the end."""
+    translated = by_class(colors()["results"])
+    print(f"\n{translated}", flush=True)
+    rows = {}
+    for name in compare.SCRIPTS:
+        rows[name] = [vae(name)]
+        print(f"\n{compare.table(rows, COLUMNS, seeds=False)}", flush=True)
+    with runs.atomic_write(compare.OUTPUT_DIR / "fashion.md") as temporary:
+        temporary.write_text(f"{compare.table(rows, COLUMNS, seeds=False)}\n{translated}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    runs.command(main)
