@@ -246,7 +246,7 @@ def main() -> dict:
                     domain.discriminator_optimizer.zero_grad()
                     loss.backward()
                     domain.discriminator_optimizer.step()
-                    losses.append(loss.item())
+                    losses.append(loss.detach())
 
                 # 2. Both generators: fakes that look real and, translated back, are what they were made from.
                 for domain, other in ((a, b), (b, a)):
@@ -258,7 +258,7 @@ def main() -> dict:
                             loss = loss + CYCLE_WEIGHT * (back - other.batch).abs().mean()
                     loss.backward()
                     domain.discriminator.requires_grad_(True)
-                    losses.append(loss.item())
+                    losses.append(loss.detach())
                 for domain in domains:
                     domain.generator_optimizer.step()
                     domain.generator_optimizer.zero_grad()

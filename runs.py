@@ -98,6 +98,7 @@ RULES = {
 # Those that only a Run reads, and those that decide no number of it: only where it is computed, and what is drawn.
 READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")
 WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")
+CHECK_EVERY = 50  # steps, on a GPU
 NOTHING_EXPLAINED = 0.02  # share of the pixels' variance: a code that explains less gets a warning
 
 
@@ -229,7 +230,7 @@ class Run:
         self._ends.callback(release_freed_memory)
         keep_freed_memory()
         self._started, self._seconds_before = time.perf_counter(), 0.0
-        self._parts, self._last_loss, self._saved_epoch = {}, math.nan, 0
+        self._parts, self._losses, self._last_loss, self._saved_epoch = {}, [], math.nan, 0
 
     def __enter__(self) -> "Run":
         return self
@@ -262,8 +263,22 @@ class Run:
         enabled = dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
-    def check_finite(self, loss: float, step: int) -> None:
-        """Ends the run with one sentence at the first loss that is not finite."""
+    def check_finite(self, loss: Tensor | float, step: int) -> None:
+        """Ends the run with one sentence at the first loss that is not finite.
+
+        On a CPU at once. A GPU would have to wait at each step, so its losses are read every CHECK_EVERY steps, and
+        before each checkpoint.
+        """
+        self._losses.append((torch.as_tensor(loss).detach(), step))
+        if self.device.type == "cpu" or len(self._losses) == CHECK_EVERY:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        losses, self._losses = self._losses, []
+        for loss, step in losses:
+            self._check_loss(loss.item(), step)
+
+    def _check_loss(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
             epoch, known = self._saved_epoch + 1, self.constants
             before = f" (it was {self._last_loss:.6g} a step before)" if math.isfinite(self._last_loss) else ""
@@ -371,6 +386,7 @@ class Run:
 
     def checkpoint(self, history: list[dict]) -> None:
         """Saves the state of the parts that `resume` was given. `history` has a row for each finished epoch."""
+        self._check_losses()
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type != "cpu":
             rng[self.device.type] = torch.get_device_module(self.device).get_rng_state()

@@ -243,7 +243,7 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> tuple[ControlVAE, nn.Li
     optimizers = [torch.optim.Adam(start.parameters(), LEARNING_RATE, fused=True) for start in starts]
     losses, n_epochs = [0.0] * N_STARTS, START_EPOCHS if DIGIT_WEIGHT else 0
     for epoch in range(1, n_epochs + 1):
-        sums = torch.zeros(N_STARTS)
+        sums = torch.zeros(N_STARTS, device=run.device)
         batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
         for step, index in enumerate(tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None)):
             x = torch.cat([train.colored(index), deformed_copies(train, index)])
@@ -256,8 +256,8 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> tuple[ControlVAE, nn.Li
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
-                run.check_finite(total.item(), (epoch - 1) * len(batches) + step)
-                sums[i] += loss.item()
+                run.check_finite(total, (epoch - 1) * len(batches) + step)
+                sums[i] += loss.detach()
         losses = (sums / len(train)).tolist()
         print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each", *(f"{loss:.3f}" for loss in losses), flush=True)
     model, head = starts[losses.index(min(losses))]
@@ -296,7 +296,7 @@ def main() -> dict:
         step = len(history) * n_batches
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
-            sums = {}
+            seen = []  # the terms of each batch, read after the last: a GPU need not wait at each step
             batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
             for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
                 tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
@@ -318,11 +318,12 @@ def main() -> dict:
                 optimizer.step()
 
                 schedule.step()
-                run.check_finite(loss.item(), step)
-                sums = {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
+                run.check_finite(loss, step)
+                seen.append(torch.stack([*terms.values()]).detach())
                 step += 1
 
-            row = {f"train_{name}": value / len(train) for name, value in sums.items()}
+            sums = map(sum, torch.stack(seen).T.tolist())
+            row = {f"train_{name}": value / len(train) for name, value in zip(terms, sums, strict=True)}
             test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
             run.check_finite(sum(test_terms.values()), step)
             row |= {f"test_{name}": value for name, value in test_terms.items()}

@@ -155,7 +155,7 @@ def main() -> dict:
         step = len(history) * math.ceil(len(train) / BATCH_SIZE)
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
-            sums = dict.fromkeys(("reconstruction", "kl_v"), 0.0)
+            seen = []  # the terms of each batch, read after the last: a GPU need not wait at each step
             batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
             for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
                 tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
@@ -165,11 +165,12 @@ def main() -> dict:
                 loss.backward()
                 optimizer.step()
 
-                run.check_finite(loss.item(), step)
-                sums = {name: sums[name] + term.item() for name, term in terms.items()}
+                run.check_finite(loss, step)
+                seen.append(torch.stack([*terms.values()]).detach())
                 step += 1
 
-            row = {f"train_{name}": value / len(train) for name, value in sums.items()}
+            sums = map(sum, torch.stack(seen).T.tolist())
+            row = {f"train_{name}": value / len(train) for name, value in zip(terms, sums, strict=True)}
             test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
             run.check_finite(sum(test_terms.values()), step)
             row |= {f"test_{name}": value for name, value in test_terms.items()}

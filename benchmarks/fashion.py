@@ -39,7 +39,7 @@ def colors() -> dict:
 
 
 def by_class(results: dict) -> str:
-    """Markdown: for each class and for all of them, how often its colour is exact, its class kept, as in the targets."""
+    """Markdown: how often the colour is exact and the class is kept, for each class and for all images."""
     with mock.patch.object(data, "DATASET", DATASET["DATASET"]):
         names = data.class_names()
     head = [f"{word} {way}, %" for word in ("colour exact", "class kept") for way in ("A → B", "B → A")]

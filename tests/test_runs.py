@@ -223,6 +223,20 @@ def test_the_loss_is_not_finite_for_a_reason_that_can_be_the_reason(tmp_path):
     assert sentence(7, BETA=1e30).endswith("try a lower BETA or a lower LEARNING_RATE.")
 
 
+def test_a_gpu_does_not_wait_for_each_loss(tmp_path):
+    with pytest.raises(SystemExit, match="nan in epoch 1, step 3") as ended, runs.start(tmp_path, {}) as run:
+        run.device = torch.device("cuda")  # the tensors stay on the CPU
+        for step in range(runs.CHECK_EVERY - 1):
+            run.check_finite(torch.tensor(float("nan") if step >= 3 else 2.5), step)
+        run.check_finite(torch.tensor(1.0), step)
+    assert "(it was 2.5 a step before)" in ended.value.code and step == runs.CHECK_EVERY - 2
+    with pytest.raises(SystemExit, match="nan in epoch 1, step 0"), runs.start(tmp_path, {}) as run:
+        run.device = torch.device("cuda")
+        run.check_finite(torch.tensor(float("nan")), 0)
+        run.checkpoint([{"epoch": 1}])
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_too_little_memory_is_one_sentence(tmp_path):
     for size in (10**14, 10**18):
         with pytest.raises(SystemExit, match=r"The memory of this machine .* is too small"), runs.start(tmp_path, {}):
