@@ -56,7 +56,7 @@ CYCLE_WEIGHT = 10.0  # Zhu et al.'s weight of the mean L1 distance of an image t
 EMA_DECAY = 0.998  # of the average of each generator's weights, which is scored, shown and saved; 0: the last weights
 
 # Training. Each epoch ends with a line of the log and a checkpoint. These values take a quarter of the time:
-# EPOCHS = 12, IMAGES_PER_EPOCH = 16_000, BATCH_SIZE = 32, LEARNING_RATE = 0.002.
+# EPOCHS = 16, IMAGES_PER_EPOCH = 16_000, BATCH_SIZE = 32, LEARNING_RATE = 0.002.
 EPOCHS = 20
 IMAGES_PER_EPOCH = 30_000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 120  # images of each domain

@@ -385,7 +385,7 @@ def knobs(path: Path, originals: Tensor, digits: Tensor, hues: Tensor, digit_nam
         axes.tick_params(axis="x", labelsize=8)
         axes.axvline(29, color="white", linewidth=3)
     left.set_title("the first variable turned:\nthe digit changes, hue and style stay")
-    right.set_title("the continuous numbers (z) turned:\nthe hue changes, digit and style stay")
+    right.set_title("the continuous numbers (z) turned:\nhue and stroke weight change, the digit stays")
     left.set_xlabel("test image, then the first variable set to a digit")
     right.set_xlabel("test image, then z set to a hue")
     _save(figure, path)

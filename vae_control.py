@@ -399,7 +399,7 @@ def figures(
     for hue, z in zip(around, metrics.hue_codes(scores.train_codes[:, :LATENT_DIM], train, around), strict=True):
         ten[:, :LATENT_DIM] = z
         frames.append(ten.clone())
-        titles.append(f"{name}: hue {hue:.0f}° (digit and style stay)")
+        titles.append(f"{name}: hue {hue:.0f}° (the digit stays)")
     for variable in styles:
         before = ten.clone()
         for k in range(N_CATEGORIES):

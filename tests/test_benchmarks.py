@@ -9,7 +9,7 @@ import metrics
 import runs
 import vae_continuous
 import vae_control
-from benchmarks import control, starts, timing, translation, vae_step
+from benchmarks import control, fashion, starts, timing, translation, vae_step
 
 RATE = {"LEARNING_RATE": 0.002}
 
@@ -43,6 +43,25 @@ def test_complementary_colours():
     a, b = data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", translation.complements()["DOMAIN_B"])
     assert torch.allclose((a + b)[:9], torch.ones(9, 3), atol=0.003) and data.DOMAIN_A[9] == "white"
     assert torch.allclose(b[9], torch.full((3,), 128 / 255))
+
+
+def test_colours_drawn_at_random():
+    for seed in range(3):
+        drawn = translation.drawn(seed)
+        assert drawn == translation.drawn(seed) != translation.drawn(seed + 10)
+        a, b = (data.palette(name, drawn[name]) for name in ("DOMAIN_A", "DOMAIN_B"))
+        distances = torch.cdist(a, a) + 9 * torch.eye(10)
+        assert distances.min() > 0.34 and a.amax(1).min() > 0.39  # rounded to 1 / 255
+        assert sorted(map(tuple, a.tolist())) == sorted(map(tuple, b.tolist())) and (a != b).any(1).all()
+
+
+def test_fashion_by_class(few_images):
+    lines = fashion.by_class(results(exact=0.5)).splitlines()
+    assert lines[0].startswith("| class | colour exact A → B, % | colour exact B → A, % | class kept A → B, % |")
+    assert lines[2] == "| T-shirt/top | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 |"
+    assert lines[11] == "| Ankle boot | 100.0 | 100.0 | 99.0 | 99.0 | 99.0 |"
+    assert lines[12] == "| all | 50.0 | 50.0 | 99.0 | 99.0 | 99.0 |" and len(lines) == 13
+    assert data.DATASET == "MNIST" and "by knob, both %" in fashion.COLUMNS and "class kept, %" in fashion.COLUMNS
 
 
 def test_table():
