@@ -52,7 +52,7 @@ HE_WEIGHTS = True  # the discriminators' first weights: True for He et al. 2015;
 R1_WEIGHT = 0.3  # weight of the penalty, half the mean squared gradient; 0: none
 R1_EVERY = 4  # steps from one penalty to the next, which has as many times the weight; more of them save time
 BETA1 = 0.5  # Adam's: a shorter memory than the usual 0.9 stabilizes the training of generator against discriminator
-CYCLE_WEIGHT = 10.0  # Zhu et al.'s weight of the mean L1 distance of an image to its translation there and back
+CYCLE_WEIGHT = 10.0  # as in Zhu et al.: weight of the mean L1 distance of an image to its way there and back; 0: none
 EMA_DECAY = 0.998  # of the average of each generator's weights, which is scored, shown and saved; 0: the last weights
 
 # Training. Each epoch ends with a line of the log and a checkpoint. These values take a quarter of the time:

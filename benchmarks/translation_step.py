@@ -56,9 +56,10 @@ def usual_way() -> float:
     )
     bce, ones, zeros = F.binary_cross_entropy_with_logits, torch.ones(size, 1), torch.zeros(size, 1)
     for step, (real_a, real_b) in enumerate(zip(*loaders, strict=True)):
-        for i, (real, source) in enumerate(((real_a, real_b), (real_b, real_a))):
-            fake = generators[i](source)
-            loss = bce(discriminators[i](real), ones) + bce(discriminators[i](fake.detach()), zeros)
+        fakes, ways = [], list(enumerate(((real_a, real_b), (real_b, real_a))))
+        for i, (real, source) in ways:
+            fakes.append(generators[i](source))
+            loss = bce(discriminators[i](real), ones) + bce(discriminators[i](fakes[i].detach()), zeros)
             if step % every == 0:
                 x = real.clone().requires_grad_()
                 penalty = cyclegan_colors.gradient_penalty(discriminators[i](x), x)
@@ -66,13 +67,18 @@ def usual_way() -> float:
             d_optimizers[i].zero_grad()
             loss.backward()
             d_optimizers[i].step()
-            loss_g = bce(discriminators[i](fake), ones)
+            loss.item()
+        loss = 0
+        for i, (_, source) in ways:
+            loss = loss + bce(discriminators[i](fakes[i]), ones)
             if cyclegan_colors.CYCLE_WEIGHT:
-                loss_g = loss_g + cyclegan_colors.CYCLE_WEIGHT * F.l1_loss(generators[1 - i](fake), source)
-            g_optimizers[i].zero_grad()
-            loss_g.backward()
-            g_optimizers[i].step()
-            loss.item(), loss_g.item()
+                loss = loss + cyclegan_colors.CYCLE_WEIGHT * F.l1_loss(generators[1 - i](fakes[i]), source)
+        for optimizer in g_optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in g_optimizers:
+            optimizer.step()
+        loss.item()
         if step + 1 == WARM_UP:
             started = time.perf_counter()
         if step + 1 == WARM_UP + STEPS:

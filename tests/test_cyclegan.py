@@ -227,10 +227,10 @@ def test_the_cycle_loss_brings_images_back(few_images, tmp_path, monkeypatch):
     distances = {}
     monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
     for weight in (0.0, 100.0):
-        run(tmp_path / str(weight), monkeypatch, EPOCHS=8, BATCH_SIZE=8, LEARNING_RATE=0.002, CYCLE_WEIGHT=weight)
+        run(tmp_path / str(weight), monkeypatch, EPOCHS=3, BATCH_SIZE=8, LEARNING_RATE=0.002, CYCLE_WEIGHT=weight)
         a_to_b, b_to_a = cyclegan_colors.load_model(tmp_path / str(weight) / "generators.pt")
         distances[weight] = (b_to_a(a_to_b(a)) - a).abs().mean() + (a_to_b(b_to_a(b)) - b).abs().mean()
-    assert distances[100] < 0.9 * distances[0]  # without effect the two would be equal
+    assert distances[100] < 0.8 * distances[0]  # without effect the two would be equal
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(few_images, tmp_path, monkeypatch):
