@@ -75,7 +75,7 @@ def test_the_defaults_are_the_homeworks_where_it_speaks():
     constants = runs.constants(vars(cyclegan_colors), data.DOMAINS)
     assert (constants["BATCH_SIZE"], constants["LEARNING_RATE"]) == (120, 0.0003)
     assert constants["IMAGES_PER_EPOCH"] == 30_000 and constants["EPOCHS"] <= 20  # an epoch: one pass over a half
-    assert constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5 and constants["CYCLE_WEIGHT"] == 10
+    assert constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5 and constants["CYCLE_WEIGHT"] == 2
 
 
 def test_the_domains_wear_the_same_colors_shifted_by_a_digit():
