@@ -54,6 +54,23 @@ def test_fashion_by_class(few_images):
     assert data.DATASET == "MNIST" and "by knob, both %" in fashion.COLUMNS and "class kept, %" in fashion.COLUMNS
 
 
+def test_fashion_asks_for_each_script_and_writes_both_tables(tmp_path, monkeypatch):
+    asked = []
+
+    def run(script, folder, edits, *_):
+        asked.append((script.__name__, folder.name, edits))
+        return {"results": results() | {"test_loss": 250.0, "knob_both": 0.9}}
+
+    monkeypatch.setattr(fashion.compare, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(fashion.compare, "run", run)
+    fashion.main()
+    names = ["cyclegan_colors", "vae_continuous", "vae_discrete", "vae_joint", "vae_control"]
+    assert [name for name, *_ in asked] == names and {f"{name}_FashionMNIST" for name in names} == {a[1] for a in asked}
+    assert asked[0][2] == translation.FAST | {"DATASET": "FashionMNIST"} and asked[1][2] == {"DATASET": "FashionMNIST"}
+    written = (tmp_path / "fashion.md").read_text(encoding="utf-8")
+    assert "| control | 250.0 |" in written and "| Ankle boot |" in written
+
+
 def test_table():
     content = {
         "results": results(),
