@@ -95,7 +95,7 @@ def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_p
     monkeypatch.setattr(translation.compare, "OUTPUT_DIR", tmp_path / "compare")
     monkeypatch.setattr(cyclegan_colors, "OUTPUT_DIR", tmp_path / "own")
     monkeypatch.setattr(cyclegan_colors, "EPOCHS", 1)
-    monkeypatch.setattr(translation, "FAST", {"EPOCHS": 2, "IMAGES_PER_EPOCH": 100, "BATCH_SIZE": 10} | RATE)
+    monkeypatch.setattr(translation, "PAIRED", {"EPOCHS": 2, "IMAGES_PER_EPOCH": 100, "BATCH_SIZE": 10} | RATE)
     rows = {
         "default constants": translation.seeds({}, 0),
         "palettes": translation.seeds({"BATCH_SIZE": 100} | translation.complements(), 1),
@@ -119,7 +119,7 @@ def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_p
 def test_paired_training_teaches_the_translation(few_images, tmp_path, monkeypatch):
     """Pairs show the right colours, so that a few updates get nearer to them than the image as it is."""
     monkeypatch.setattr(translation.compare, "OUTPUT_DIR", tmp_path)
-    monkeypatch.setattr(translation, "FAST", {"EPOCHS": 1, "IMAGES_PER_EPOCH": 2000, "BATCH_SIZE": 10} | RATE)
+    monkeypatch.setattr(translation, "PAIRED", {"EPOCHS": 1, "IMAGES_PER_EPOCH": 2000, "BATCH_SIZE": 10} | RATE)
     content = translation.paired()
     for way in translation.DIRECTIONS:
         assert content["results"][f"{way}_psnr"] > content["results"][f"identity_{way}_psnr"] + 3
