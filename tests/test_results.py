@@ -102,7 +102,10 @@ def test_the_tables_of_the_translation_stand_unedited_in_the_texts(committed, mo
     first, docstring = rows["default constants"][0]["results"], " ".join(cyclegan_colors.__doc__.split())
     for way in translation.DIRECTIONS:
         assert first[f"{way}_color"] >= 0.995 and first[f"{way}_exact"] >= 0.96 and first[f"{way}_psnr"] >= 34
-        assert statistics.mean(content["results"][f"{way}_exact"] for content in rows["fast"]) >= 0.96
+    fast = [content["results"] for content in rows["fast"]]
+    assert all(map(translation.passes, fast)) and translation.passes(rows["trained on true pairs"][0]["results"])
+    lowest = min(translation.lowest(result, way) for result in fast for way in translation.DIRECTIONS)
+    assert f"is exact in {100 * lowest:.1f}%." in " ".join(read(RESULTS).split())
     for part in ("color", "exact", "digit"):
         assert all(f"{100 * first[f'{way}_{part}']:.1f}%" in docstring for way in translation.DIRECTIONS)
 
