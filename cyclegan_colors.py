@@ -48,7 +48,7 @@ import runs
 # cycle loss keeps digits from being bent into others. It also gives each generator pairs to learn from: the fakes of
 # the other one, and the real images that they were made from. So what is clear in one direction teaches the other, even
 # to tell a dim cyan stroke from a teal one. A heavy cycle loss makes colours more exact, but at a low rate it holds the
-# generators in wrong permutations. The averages are steadier than the networks, which never come to rest.
+# generators in wrong permutations. Until the rate has fallen, the averages are far more exact than the last weights.
 HE_WEIGHTS = True  # the discriminators' first weights: True for He et al. 2015; torch's own are 2.4 times smaller
 R1_WEIGHT = 0.3  # weight of the penalty, half the mean squared gradient; 0: none
 R1_EVERY = 4  # steps from one penalty to the next, which has as many times the weight; more of them save time
@@ -254,7 +254,7 @@ def main() -> dict:
                     domain.discriminator.requires_grad_(False)  # gradients only pass through
                     with autocast:
                         loss = generator_loss(domain.discriminator, domain.fake)
-                        if CYCLE_WEIGHT:
+                        if CYCLE_WEIGHT:  # this trains both
                             back = other.generator(domain.fake).float()
                             loss = loss + CYCLE_WEIGHT * (back - other.batch).abs().mean()
                     loss.backward()

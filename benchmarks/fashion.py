@@ -19,22 +19,17 @@ DATASET = {"DATASET": "FashionMNIST"}
 COLUMNS = {
     heading.replace("digit", "class"): column for heading, column in (compare.COLUMNS | compare.KNOB_COLUMNS).items()
 }
-SCORES = ("exact", "digit")
-
-
-def folder_of(script: str) -> str:
-    return f"{script}_FashionMNIST"
 
 
 def vae(name: str) -> dict:
     """The content of metrics.json of a VAE's run: read if it is there with these constants, else made."""
     script = compare.SCRIPTS[name]
-    return compare.run(script, compare.OUTPUT_DIR / folder_of(script.__name__), DATASET)
+    return compare.run(script, compare.OUTPUT_DIR / f"{script.__name__}_FashionMNIST", DATASET)
 
 
 def colors() -> dict:
     """The same for the translation, with its fast constants."""
-    folder = compare.OUTPUT_DIR / folder_of("cyclegan_colors")
+    folder = compare.OUTPUT_DIR / "cyclegan_colors_FashionMNIST"
     return compare.run(cyclegan_colors, folder, translation.FAST | DATASET, data.DOMAINS)
 
 
@@ -43,7 +38,7 @@ def by_class(results: dict) -> str:
     with mock.patch.object(data, "DATASET", DATASET["DATASET"]):
         names = data.class_names()
     head = [f"{word} {way}, %" for word in ("colour exact", "class kept") for way in ("A → B", "B → A")]
-    keys = [f"{way}_{score}" for score in SCORES for way in translation.DIRECTIONS]
+    keys = [f"{way}_{score}" for score in ("exact", "digit") for way in translation.DIRECTIONS]
     lines = [["class", *head, "class read in the true target, %"]]
     keys.append("oracle_a_to_b_digit")
     lines += [[name, *(f"{100 * results[f'{key}_by_digit'][i]:.1f}" for key in keys)] for i, name in enumerate(names)]

@@ -24,9 +24,8 @@ from data import matplotlib  # imported there whatever MPLBACKEND says
 FAST = {"EPOCHS": 16, "IMAGES_PER_EPOCH": 16_000, "BATCH_SIZE": 32, "LEARNING_RATE": 0.002}
 FAST |= {"CYCLE_WEIGHT": 10.0}
 PAIRED = {"EPOCHS": 10, "IMAGES_PER_EPOCH": 12_800, "BATCH_SIZE": 32, "LEARNING_RATE": 0.002}  # on true pairs
-LAST = {"EMA_DECAY": 0.0}  # the last weights in place of their average
-# The homework's losses, first weights and beta (its epochs are 150).
-RECIPE = LAST | {"EPOCHS": 12, "HE_WEIGHTS": False, "R1_WEIGHT": 0.0, "BETA1": 0.9, "CYCLE_WEIGHT": 0.0}
+# The homework's losses, first weights, beta and rate, and the last weights (its epochs are 150).
+RECIPE = {"EPOCHS": 12, "HE_WEIGHTS": False, "R1_WEIGHT": 0.0, "BETA1": 0.9, "CYCLE_WEIGHT": 0.0, "EMA_DECAY": 0.0}
 RECIPE |= {"DECAY_FROM": 1.0}
 
 

@@ -45,7 +45,7 @@ def test_complementary_colours():
     assert torch.allclose(b[9], torch.full((3,), 128 / 255))
 
 
-def test_fashion_by_class(few_images):
+def test_fashion_by_class():
     lines = fashion.by_class(results(exact=0.5)).splitlines()
     assert lines[0].startswith("| class | colour exact A → B, % | colour exact B → A, % | class kept A → B, % |")
     assert lines[2] == "| T-shirt/top | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 |"

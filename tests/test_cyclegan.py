@@ -233,6 +233,33 @@ def test_the_cycle_loss_brings_images_back(few_images, tmp_path, monkeypatch):
     assert distances[100] < 0.8 * distances[0]  # without effect the two would be equal
 
 
+def test_each_cycle_trains_both_generators(few_images, tmp_path, monkeypatch):
+    """The gradients of a step are those of both adversarial losses and both cycles together."""
+    make, domains, pairs = cyclegan_colors.make_domains, [], []
+
+    def gradients(*_):
+        a, b = domains
+        networks = [b.generator, a.generator]
+        loss = 0
+        for domain, other in ((a, b), (b, a)):
+            fake = domain.generator(other.batch)
+            loss = loss + F.binary_cross_entropy_with_logits(domain.discriminator(fake), torch.ones(len(fake), 1))
+            loss = loss + 7 * F.l1_loss(other.generator(fake), other.batch)
+        parameters = [p for network in networks for p in network.parameters()]
+        pairs.extend(zip([p.grad.clone() for p in parameters], torch.autograd.grad(loss, parameters), strict=True))
+        raise KeyboardInterrupt  # before the first update of a generator
+
+    def make_and_watch(*args):
+        domains.extend(make(*args))
+        domains[0].generator_optimizer.register_step_pre_hook(gradients)
+        return tuple(domains)
+
+    monkeypatch.setattr(cyclegan_colors, "make_domains", make_and_watch)
+    with pytest.raises(SystemExit, match="130"):
+        run(tmp_path, monkeypatch, CYCLE_WEIGHT=7.0, PRECISION="float32")
+    assert len(pairs) == 12 and all(torch.allclose(*pair, rtol=1e-3, atol=1e-5) for pair in pairs)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(few_images, tmp_path, monkeypatch):
     loss = cyclegan_colors.discriminator_loss
     monkeypatch.setattr(cyclegan_colors, "discriminator_loss", lambda *args: loss(*args) * float("nan"))
