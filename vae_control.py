@@ -65,10 +65,13 @@ MAX_STRETCH = 0.15  # share of the width, up or down
 MAX_SHEAR = 0.15  # horizontal pixels for each vertical one
 ELASTIC = 0.7  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
 
-# The start. Some random initializations mix two digits in one category. So several encoders are trained on the first
-# term, without a decoder, and the one with the lowest loss is kept. The start is repeated if it is interrupted.
+# Against two digits in one category, where some random initializations end. The first term is also applied to a second,
+# larger variable of the same encoder (overclustering: Ji et al. 2019), which is not part of the code and not kept. And
+# several encoders are trained on the first term, without a decoder, before the one with the lowest loss goes on. This
+# start is repeated if it is interrupted.
+N_OVERCLUSTERS = 30  # categories of the second variable; 1: none
 N_STARTS = 4
-START_EPOCHS = 6
+START_EPOCHS = 4
 
 # Training.
 EPOCHS = 24  # after the start
@@ -111,7 +114,10 @@ class ControlVAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, 28, 28) → mu (B, D), logvar (B, D), log q (B, N, K)."""
-        h = self.encoder(x)
+        return self.posterior(self.encoder(x))
+
+    def posterior(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What encode() gives, from the last hidden layer (B, 256)."""
         mu, logvar = self.gaussian_head(h).float().chunk(2, dim=1)
         logits = self.categorical_head(h).float().view(-1, self.n_variables, self.n_categories)
         return mu, logvar, logits.log_softmax(-1)  # over the K categories of each variable
@@ -200,6 +206,11 @@ def digit_loss(terms: dict[str, Tensor]) -> Tensor:
     return AGREEMENT_WEIGHT * terms["agreement"] + terms["entropy"] - BALANCE_WEIGHT * terms["mean_entropy"]
 
 
+def overclustering_loss(head: nn.Linear, h: Tensor) -> Tensor:
+    """The same for a larger variable: h (2B, 256) is the last hidden layer for images, then for their copies."""
+    return digit_loss(digit_terms(*head(h).float().log_softmax(-1).chunk(2)))
+
+
 def knob_term(model: ControlVAE, code: Tensor) -> Tensor:
     """-log q(c | picture) in nats, summed over the batch of codes (B, D + N·K): is a category set by hand drawn?
 
@@ -222,34 +233,42 @@ def deformed_copies(train: data.ColoredSet, index: Tensor) -> Tensor:
     return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the next image's, in a random order
 
 
-def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
+def best_start(train: data.ColoredSet, run: runs.Run) -> tuple[ControlVAE, nn.Linear]:
     """Trains the encoders of N_STARTS models with the first term, if it is on. Returns the one with the lowest loss.
 
-    Its pictures start at the mean grey level of the training images. With torch's own biases they start grey, and the
-    first steps would only learn to darken all of them.
+    With it comes its head for overclustering. Its pictures start at the mean grey level of the training images. With
+    torch's own biases they start grey, and the first steps would only learn to darken all of them.
     """
-    models = [ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device) for _ in range(N_STARTS)]
-    optimizers = [torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True) for model in models]
+    starts = [first_weights(run.device) for _ in range(N_STARTS)]
+    optimizers = [torch.optim.Adam(start.parameters(), LEARNING_RATE, fused=True) for start in starts]
     losses, n_epochs = [0.0] * N_STARTS, START_EPOCHS if DIGIT_WEIGHT else 0
     for epoch in range(1, n_epochs + 1):
         sums = torch.zeros(N_STARTS, device=run.device)
         batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
         for step, index in enumerate(tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None)):
             x = torch.cat([train.colored(index), deformed_copies(train, index)])
-            for i, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+            for i, ((model, head), optimizer) in enumerate(zip(starts, optimizers, strict=True)):
                 with run.autocast():
-                    _, _, log_q = model.encode(x)
-                loss = digit_loss(digit_terms(*log_q[:, 0].chunk(2)))
+                    h = model.encoder(x)
+                    _, _, log_q = model.posterior(h)
+                    loss = digit_loss(digit_terms(*log_q[:, 0].chunk(2)))
+                    total = loss + overclustering_loss(head, h)
                 optimizer.zero_grad()
-                loss.backward()
+                total.backward()
                 optimizer.step()
-                run.check_finite(loss, (epoch - 1) * len(batches) + step)
+                run.check_finite(total, (epoch - 1) * len(batches) + step)
                 sums[i] += loss.detach()
         losses = (sums / len(train)).tolist()
         print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each", *(f"{loss:.3f}" for loss in losses), flush=True)
-    best = models[losses.index(min(losses))]
-    nn.init.constant_(best.decoder[-2].bias, data.mean_level(train).logit().item())  # the last linear layer's
-    return best
+    model, head = starts[losses.index(min(losses))]
+    nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())  # the last linear layer's
+    return model, head
+
+
+def first_weights(device: torch.device) -> nn.ModuleList:
+    """A new ControlVAE and a head for overclustering."""
+    model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES)
+    return nn.ModuleList([model, nn.Linear(model.gaussian_head.in_features, N_OVERCLUSTERS)]).to(device)
 
 
 def load_model(path: Path) -> ControlVAE:
@@ -266,13 +285,14 @@ def main() -> dict:
         floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the reconstruction
 
         torch.manual_seed(SEED)
-        model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
+        model, head = trained = first_weights(run.device)
+        optimizer = torch.optim.Adam(trained.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         n_batches = math.ceil(len(train) / BATCH_SIZE)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(rate, steps=EPOCHS * n_batches))
-        history = run.resume(model=model, optimizer=optimizer, schedule=schedule)  # a row for each finished epoch
+        history = run.resume(model=trained, optimizer=optimizer, schedule=schedule)  # a row for each finished epoch
         if not history:
-            model.load_state_dict(best_start(train, run).state_dict())
+            for part, best in zip(trained, best_start(train, run), strict=True):
+                part.load_state_dict(best.state_dict())
         step = len(history) * n_batches
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
@@ -282,16 +302,17 @@ def main() -> dict:
                 tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
                 x = train.colored(index)
                 with run.autocast():
-                    encoded = model.encode(torch.cat([x, deformed_copies(train, index)]))  # one pass for the two
-                    posterior, copies = ([part[of] for part in encoded] for of in (slice(len(x)), slice(len(x), None)))
+                    h = model.encoder(torch.cat([x, deformed_copies(train, index)]))  # one pass for the two
+                    posterior, copies = (model.posterior(part) for part in h.chunk(2))
                     code = model.sample(*posterior, tau, HARD)
                     terms = {
                         **terms_of_code(model, x, posterior, code),
                         **digit_terms(posterior[2][:, 0], copies[2][:, 0]),
                         "knob": knob_term(model, code),
                     }
+                    overclustering = overclustering_loss(head, h)
                 loss = terms["reconstruction"] + terms["kl_z"] + terms["kl_v"]
-                loss = loss + DIGIT_WEIGHT * digit_loss(terms) + KNOB_WEIGHT * terms["knob"]
+                loss = loss + DIGIT_WEIGHT * (digit_loss(terms) + overclustering) + KNOB_WEIGHT * terms["knob"]
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

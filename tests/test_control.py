@@ -66,6 +66,20 @@ def test_the_side_of_the_original_is_held_fixed():
     assert log_q.grad is None and copy.grad.abs().sum() > 0
 
 
+def test_overclustering_trains_the_encoder_and_its_own_head(images):
+    model, head = vae_control.first_weights(torch.device("cpu"))
+    assert head(torch.zeros(1, 256)).shape == (1, vae_control.N_OVERCLUSTERS)
+    h = model.encoder(torch.cat([images, images.flip(3)]))
+    loss = vae_control.overclustering_loss(head, h)
+    q, copy = (Categorical(logits=head(part)) for part in h.chunk(2))
+    mean = Categorical(probs=q.probs.mean(0)).entropy()
+    expected = vae_control.AGREEMENT_WEIGHT * kl_divergence(q, copy).sum() + q.entropy().sum()
+    assert torch.allclose(loss, expected - vae_control.BALANCE_WEIGHT * len(images) * mean, rtol=1e-4)
+    loss.backward()
+    assert head.weight.grad.any() and model.encoder[1].weight.grad.any() and model.categorical_head.weight.grad is None
+    assert vae_control.overclustering_loss(nn.Linear(256, 1), h) == 0  # one category: no term
+
+
 def test_the_knob_term_trains_only_the_decoder(model, images):
     code = model.code(images).detach().requires_grad_()
     vae_control.knob_term(model, code).backward()
@@ -92,17 +106,18 @@ def test_deformed_copies_keep_the_digit_and_take_another_hue(test_set):
 
 
 def test_the_start_with_the_lowest_loss_goes_on(few_images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(vae_control, "START_EPOCHS", 4)
+    monkeypatch.setattr(vae_control, "AGREEMENT_WEIGHT", 0.5)
     monkeypatch.setattr(vae_control, "BATCH_SIZE", 50)
     with runs.start(tmp_path, vars(vae_control) | {"DEVICE": "cpu"}) as run:
         train = data.colored_set(train=True, device=run.device)
         torch.manual_seed(0)
-        best = vae_control.best_start(train, run)
+        best, head = vae_control.best_start(train, run)
         torch.manual_seed(0)
-        models = [ControlVAE(2, 4, 10) for _ in range(4)]
+        models, heads = zip(*[vae_control.first_weights(run.device) for _ in range(4)], strict=True)
     losses = [float(x) for x in capsys.readouterr().out.splitlines()[-1].split("of each")[1].split()]
     moved = [(best.encoder[1].weight - model.encoder[1].weight).abs().mean().item() for model in models]
     assert losses[moved.index(min(moved))] == min(losses) < max(losses) and min(moved) > 0
+    assert 0 < (head.weight - heads[moved.index(min(moved))].weight).abs().mean() < 0.02
     mean = train.colored(slice(None)).mean().item()
     pictures = best.decode(best.code(train.colored(slice(50))))
     assert pictures.mean().item() == pytest.approx(mean, rel=0.1) and mean < 0.1  # torch's own first pictures are grey
@@ -157,7 +172,10 @@ def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
     assert results["digit_accuracy_one_to_one"] is None and len(results["category_digits"]) == constants["N_CATEGORIES"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("N_STARTS", 0), ("KNOB_WEIGHT", -1), ("MAX_SCALE", 1), ("ELASTIC", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("N_STARTS", 0), ("N_OVERCLUSTERS", 0), ("KNOB_WEIGHT", -1), ("MAX_SCALE", 1), ("ELASTIC", None)],
+)
 def test_an_impossible_constant_is_refused(name, value, few_images, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=f"{name} is .*: it must.*\\.$"):
         run(tmp_path, monkeypatch, **{name: value})
