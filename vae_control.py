@@ -193,11 +193,11 @@ def digit_terms(log_q: Tensor, log_q_copy: Tensor) -> dict[str, Tensor]:
     entropy of their mean, which is high when all categories are in use. The difference of the two entropies is the
     mutual information of image and category. Hu et al. 2017; Ji et al. 2019.
     """
-    q = log_q.exp()
+    q, log_mean = log_q.exp(), log_q.logsumexp(0) - math.log(len(log_q))  # from logarithms: finite where q underflows
     return {
         "agreement": (q.detach() * (log_q.detach() - log_q_copy)).sum(),
-        "entropy": torch.special.entr(q).sum(),
-        "mean_entropy": len(q) * torch.special.entr(q.mean(0)).sum(),
+        "entropy": -(q * log_q).sum(),
+        "mean_entropy": -len(q) * (log_mean.exp() * log_mean).sum(),
     }
 
 

@@ -60,6 +60,15 @@ def test_digit_terms_against_torch_distributions():
     assert high == pytest.approx((1 - vae_control.BALANCE_WEIGHT) * math.log(10), rel=1e-5)
 
 
+def test_the_gradient_is_finite_where_probabilities_underflow():
+    logits = torch.tensor([[0.0, 200.0, -200.0]] * 4, requires_grad=True)  # the third category stays empty
+    log_q = logits.log_softmax(-1)
+    assert (log_q.exp() == 0).any()
+    loss = vae_control.digit_loss(vae_control.digit_terms(log_q, log_q.flip(0)))
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all()
+
+
 def test_the_side_of_the_original_is_held_fixed():
     log_q, copy = (torch.randn(5, 10).log_softmax(-1).requires_grad_() for _ in range(2))
     vae_control.digit_terms(log_q, copy)["agreement"].backward()
