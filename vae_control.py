@@ -43,9 +43,10 @@ N_VARIABLES = 4  # categorical variables
 N_CATEGORIES = 10  # categories of each
 
 # Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)), step counting all batches.
-# Low: nearly one-hot samples, noisy gradients. High: smooth samples, far from the one-hot codes used afterwards.
-TAU_START = 1.0
-TAU_DECAY = 0.0006  # per batch: tau is 0.5 from the fifth epoch on
+# Low: nearly one-hot samples, noisy gradients. High: smooth samples, far from the one-hot codes used afterwards. So hot
+# a start leaves the hue to the continuous numbers: in the first epoch the variables hardly carry anything.
+TAU_START = 5.0
+TAU_DECAY = 0.002  # per batch: tau is 0.5 from the fifth epoch on
 TAU_MIN = 0.5
 HARD = False  # True: one-hot samples in the forward pass, with the gradient of the relaxed ones (straight-through)
 

@@ -178,14 +178,18 @@ def test_a_step_beside_its_floor(few_images, monkeypatch):
 
 def test_the_control_models_ingredients(few_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(control.compare, "OUTPUT_DIR", tmp_path)
-    monkeypatch.setattr(control, "SEEDS", (0,))
+    monkeypatch.setattr(control, "SEEDS", (0, 1, 2))
     monkeypatch.setattr(control, "SHORT", {"EPOCHS": 1, "START_EPOCHS": 1, "N_STARTS": 1})
-    rows = {name: control.ROWS[name] for name in ("without the first term", "copies in the same hue")}
+    rows = {name: control.ROWS[name] for name in (control.ALL, "copies in the same hue")}
     monkeypatch.setattr(control, "ROWS", rows)
     control.main()
-    assert capsys.readouterr().out.count("\nRunning ") == 2
-    written = (tmp_path / "control.md").read_text(encoding="utf-8")
-    assert "| without the first term |" in written and "| copies in the same hue |" in written
+    assert capsys.readouterr().out.count("\nRunning ") == 5
+    first, second = (tmp_path / "control.md").read_text(encoding="utf-8").splitlines()[2:]
+    assert first.startswith("| all ingredients |") and first.endswith("| 3 |")
+    assert second.startswith("| copies in the same hue |") and second.endswith("| 2 |")
+    names = json.loads((tmp_path / "control" / "all-ingredients_SEED=2" / "metrics.json").read_text())["results"]
+    assert control.run(control.ALL, 2)["results"]["digits_found"] == len(set(names["category_digits"])) > 1
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_copies_in_the_same_hue(test_set):
