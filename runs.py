@@ -83,7 +83,7 @@ RULES = {
         ("LEARNING_RATE TAU_START TAU_MIN Z_VARIANCE STEP", _number(lambda v: v > 0, "above 0")),
         ("TAU_DECAY BETA R1_WEIGHT CYCLE_WEIGHT", _NOT_BELOW_0),
         ("DIGIT_WEIGHT AGREEMENT_WEIGHT BALANCE_WEIGHT KNOB_WEIGHT", _NOT_BELOW_0),
-        ("MAX_SHIFT MAX_ROTATION MAX_SHEAR ELASTIC", _NOT_BELOW_0),
+        ("MAX_SHIFT MAX_ROTATION MAX_SHEAR ELASTIC START_ELASTIC", _NOT_BELOW_0),
         ("BETA1 EMA_DECAY MAX_SCALE MAX_STRETCH", _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
         ("DECAY_FROM", _number(lambda v: 0 <= v <= 1, "from 0 to 1")),
         ("HARD RESUME HE_WEIGHTS", _choice(True, False)),

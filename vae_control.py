@@ -64,14 +64,14 @@ MAX_ROTATION = 13.5  # degrees
 MAX_SCALE = 0.125  # share of the size, up or down
 MAX_STRETCH = 0.15  # share of the width, up or down
 MAX_SHEAR = 0.15  # horizontal pixels for each vertical one
-ELASTIC = 0.7  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
+ELASTIC = 1.2  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
+START_ELASTIC = 0.7  # the same in the start (below), where more of it mixes digits
 
-# Against two digits in one category, where some random initializations end. The first term is also applied to a second,
-# larger variable of the same encoder (overclustering: Ji et al. 2019), which is not part of the code and not kept. And
-# several encoders are trained on the first term, without a decoder, before the one with the lowest loss goes on. This
-# start is repeated if it is interrupted.
-N_OVERCLUSTERS = 30  # categories of the second variable; 1: none
+# Against two digits in one category, where some random initializations end. Several encoders are trained on the first
+# term, without a decoder, and the one with the lowest loss goes on. Meanwhile the term is also applied to a second,
+# larger variable of each (overclustering: Ji et al. 2019), which is not kept. An interrupted start is repeated.
 N_STARTS = 4
+N_OVERCLUSTERS = 30  # categories of the second variable; 1: none
 START_EPOCHS = 4
 
 # Training.
@@ -227,27 +227,31 @@ def knob_term(model: ControlVAE, code: Tensor) -> Tensor:
     return F.nll_loss(log_q[:, 0], c, reduction="sum")
 
 
-def deformed_copies(train: data.ColoredSet, index: Tensor) -> Tensor:
+def deformed_copies(train: data.ColoredSet, index: Tensor, elastic: float) -> Tensor:
     """The images of these indices (B,), each slightly deformed and in the colour of another one, (B, 3, 28, 28)."""
-    bounds = MAX_SHIFT, MAX_ROTATION, MAX_SCALE, MAX_STRETCH, MAX_SHEAR, ELASTIC
+    bounds = MAX_SHIFT, MAX_ROTATION, MAX_SCALE, MAX_STRETCH, MAX_SHEAR, elastic
     grey = data.deform(train.images[index][:, None] / 255, *bounds)
     return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the next image's, in a random order
 
 
-def best_start(train: data.ColoredSet, run: runs.Run) -> tuple[ControlVAE, nn.Linear]:
+def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
     """Trains the encoders of N_STARTS models with the first term, if it is on. Returns the one with the lowest loss.
 
-    With it comes its head for overclustering. Its pictures start at the mean grey level of the training images. With
-    torch's own biases they start grey, and the first steps would only learn to darken all of them.
+    Its pictures start at the mean grey level of the training images. With torch's own biases they start grey, and the
+    first steps would only learn to darken all of them.
     """
-    starts = [first_weights(run.device) for _ in range(N_STARTS)]
-    optimizers = [torch.optim.Adam(start.parameters(), LEARNING_RATE, fused=True) for start in starts]
+    starts, optimizers = [], []
+    for _ in range(N_STARTS):
+        model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES)
+        head = nn.Linear(model.gaussian_head.in_features, N_OVERCLUSTERS)  # of the second variable
+        starts.append(nn.ModuleList([model, head]).to(run.device))
+        optimizers.append(torch.optim.Adam(starts[-1].parameters(), LEARNING_RATE, fused=True))
     losses, n_epochs = [0.0] * N_STARTS, START_EPOCHS if DIGIT_WEIGHT else 0
     for epoch in range(1, n_epochs + 1):
         sums = torch.zeros(N_STARTS, device=run.device)
         batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
         for step, index in enumerate(tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None)):
-            x = torch.cat([train.colored(index), deformed_copies(train, index)])
+            x = torch.cat([train.colored(index), deformed_copies(train, index, START_ELASTIC)])
             for i, ((model, head), optimizer) in enumerate(zip(starts, optimizers, strict=True)):
                 with run.autocast():
                     h = model.encoder(x)
@@ -261,15 +265,9 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> tuple[ControlVAE, nn.Li
                 sums[i] += loss.detach()
         losses = (sums / len(train)).tolist()
         print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each", *(f"{loss:.3f}" for loss in losses), flush=True)
-    model, head = starts[losses.index(min(losses))]
+    model, _ = starts[losses.index(min(losses))]
     nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())  # the last linear layer's
-    return model, head
-
-
-def first_weights(device: torch.device) -> nn.ModuleList:
-    """A new ControlVAE and a head for overclustering."""
-    model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES)
-    return nn.ModuleList([model, nn.Linear(model.gaussian_head.in_features, N_OVERCLUSTERS)]).to(device)
+    return model
 
 
 def load_model(path: Path) -> ControlVAE:
@@ -286,14 +284,13 @@ def main() -> dict:
         floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the reconstruction
 
         torch.manual_seed(SEED)
-        model, head = trained = first_weights(run.device)
-        optimizer = torch.optim.Adam(trained.parameters(), LEARNING_RATE, fused=True)  # fused: faster
+        model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         n_batches = math.ceil(len(train) / BATCH_SIZE)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(rate, steps=EPOCHS * n_batches))
-        history = run.resume(model=trained, optimizer=optimizer, schedule=schedule)  # a row for each finished epoch
+        history = run.resume(model=model, optimizer=optimizer, schedule=schedule)  # a row for each finished epoch
         if not history:
-            for part, best in zip(trained, best_start(train, run), strict=True):
-                part.load_state_dict(best.state_dict())
+            model.load_state_dict(best_start(train, run).state_dict())
         step = len(history) * n_batches
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
@@ -303,17 +300,16 @@ def main() -> dict:
                 tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
                 x = train.colored(index)
                 with run.autocast():
-                    h = model.encoder(torch.cat([x, deformed_copies(train, index)]))  # one pass for the two
-                    posterior, copies = (model.posterior(part) for part in h.chunk(2))
+                    encoded = model.encode(torch.cat([x, deformed_copies(train, index, ELASTIC)]))  # one pass for both
+                    posterior, copies = zip(*(part.chunk(2) for part in encoded), strict=True)
                     code = model.sample(*posterior, tau, HARD)
                     terms = {
                         **terms_of_code(model, x, posterior, code),
                         **digit_terms(posterior[2][:, 0], copies[2][:, 0]),
                         "knob": knob_term(model, code),
                     }
-                    overclustering = overclustering_loss(head, h)
                 loss = terms["reconstruction"] + terms["kl_z"] + terms["kl_v"]
-                loss = loss + DIGIT_WEIGHT * (digit_loss(terms) + overclustering) + KNOB_WEIGHT * terms["knob"]
+                loss = loss + DIGIT_WEIGHT * digit_loss(terms) + KNOB_WEIGHT * terms["knob"]
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

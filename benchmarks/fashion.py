@@ -47,16 +47,22 @@ def by_class(results: dict) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main() -> None:
-    """Runs or reads everything, prints the tables as they come, and saves them at the end."""
+def tables() -> str:
+    """Markdown: the VAEs, then the translation by class. Runs or reads everything, and prints each row as it comes."""
     translated = by_class(colors()["results"])
     print(f"\n{translated}", flush=True)
     rows = {}
     for name in compare.SCRIPTS:
         rows[name] = [vae(name)]
         print(f"\n{compare.table(rows, COLUMNS, seeds=False)}", flush=True)
+    return f"{compare.table(rows, COLUMNS, seeds=False)}\n{translated}"
+
+
+def main() -> None:
+    """Makes the tables and saves them."""
+    text = tables()
     with runs.atomic_write(compare.OUTPUT_DIR / "fashion.md") as temporary:
-        temporary.write_text(f"{compare.table(rows, COLUMNS, seeds=False)}\n{translated}", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

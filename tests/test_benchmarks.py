@@ -205,7 +205,7 @@ def test_the_control_models_ingredients(few_images, tmp_path, monkeypatch, capsy
 def test_copies_in_the_same_hue(test_set):
     index, deformed = torch.tensor([5, 9, 2]), vae_control.deformed_copies
     with control.same_hue():
-        copies = vae_control.deformed_copies(test_set, index)
+        copies = vae_control.deformed_copies(test_set, index, 0.7)
     assert metrics.hue_distance(metrics.hue_of(copies), test_set.hues[index]).max() < 1
     assert vae_control.deformed_copies is deformed
 
