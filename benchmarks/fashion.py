@@ -28,9 +28,9 @@ def vae(name: str) -> dict:
 
 
 def colors() -> dict:
-    """The same for the translation, with its fast constants."""
+    """The same for the translation."""
     folder = compare.OUTPUT_DIR / "cyclegan_colors_FashionMNIST"
-    return compare.run(cyclegan_colors, folder, translation.FAST | DATASET, data.DOMAINS)
+    return compare.run(cyclegan_colors, folder, DATASET, data.DOMAINS)
 
 
 def by_class(results: dict) -> str:

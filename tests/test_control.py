@@ -181,7 +181,14 @@ def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("N_STARTS", 0), ("N_OVERCLUSTERS", 0), ("KNOB_WEIGHT", -1), ("MAX_SCALE", 1), ("ELASTIC", None)],
+    [
+        ("N_STARTS", 0),
+        ("N_OVERCLUSTERS", 0),
+        ("KNOB_WEIGHT", -1),
+        ("MAX_SCALE", 1),
+        ("ELASTIC", None),
+        ("START_ELASTIC", -0.1),
+    ],
 )
 def test_an_impossible_constant_is_refused(name, value, few_images, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=f"{name} is .*: it must.*\\.$"):
