@@ -34,11 +34,11 @@ def colors() -> dict:
 
 
 def by_class(results: dict) -> str:
-    """Markdown: how often the colour is exact and the class is kept, for each class and for all images."""
+    """Markdown: how often the colour is exact, or right, and the class is kept, for each class and for all images."""
     with mock.patch.object(data, "DATASET", DATASET["DATASET"]):
         names = data.class_names()
-    head = [f"{word} {way}, %" for word in ("colour exact", "class kept") for way in ("A → B", "B → A")]
-    keys = [f"{way}_{score}" for score in ("exact", "digit") for way in translation.DIRECTIONS]
+    head = [f"{word} {way}, %" for word in ("colour exact", "right", "class kept") for way in ("A → B", "B → A")]
+    keys = [f"{way}_{score}" for score in ("exact", "color", "digit") for way in translation.DIRECTIONS]
     lines = [["class", *head, "class read in the true target, %"]]
     keys.append("oracle_a_to_b_digit")
     lines += [[name, *(f"{100 * results[f'{key}_by_digit'][i]:.1f}" for key in keys)] for i, name in enumerate(names)]

@@ -11,6 +11,7 @@ import pytest
 
 import compare
 import cyclegan_colors
+import data
 import runs
 from benchmarks import control, fashion, translation
 
@@ -116,6 +117,17 @@ def test_the_tables_of_the_ingredients_and_of_other_data_stand_unedited_in_the_t
         monkeypatch.setattr(script, "main", lambda: pytest.fail("a run is missing or has other constants"))
     for file, table in (("control.md", control.table()), ("fashion.md", fashion.tables())):
         assert read(COMPARE / file) == table and table in read(RESULTS)
+    words = " ".join(read(RESULTS).split())
+    found = [control.run(control.ALL, seed)["results"] for seed in control.SEEDS]
+    shares = sorted(100 * r["digit_accuracy"] for r in found)
+    assert all(r["digits_found"] == 10 for r in found) and "All twenty find ten digits in ten categories" in words
+    assert f"the digit of {shares[0]:.1f} to {shares[-1]:.1f}% of the test images" in words
+    clothes = fashion.colors()["results"]
+    worn = [color in ("teal", "cyan", "purple", "magenta") for color in data.DOMAIN_A]
+    exact = list(zip(worn, clothes["a_to_b_exact_by_digit"], strict=True))
+    low, high = max(share for one, share in exact if one), min(share for one, share in exact if not one)
+    assert f"exact in {100 * low:.1f}% at most from A to B, the other six in {100 * high:.1f}% at least" in words
+    assert f"Only {100 * clothes['a_to_b_color_by_digit'][4]:.1f}% of the coats" in words
 
 
 @pytest.mark.parametrize("name", BARS)
