@@ -122,7 +122,11 @@ def test_the_tables_of_the_ingredients_and_of_other_data_stand_unedited_in_the_t
     shares = sorted(100 * r["digit_accuracy"] for r in found)
     assert all(r["digits_found"] == 10 for r in found) and "All twenty find ten digits in ten categories" in words
     assert f"the digit of {shares[0]:.1f} to {shares[-1]:.1f}% of the test images" in words
+    first = fashion.vae("control")["results"]
+    assert set(first["category_digits"]) == set(range(10)) - {4, 5}  # coats and sandals
+    assert f"It is the class of {100 * first['digit_accuracy']:.1f}% of the test images" in words
     clothes = fashion.colors()["results"]
+    assert f"The classifier itself reads {100 * clothes['oracle_a_to_b_digit']:.1f}% right" in words
     worn = [color in ("teal", "cyan", "purple", "magenta") for color in data.DOMAIN_A]
     exact = list(zip(worn, clothes["a_to_b_exact_by_digit"], strict=True))
     low, high = max(share for one, share in exact if one), min(share for one, share in exact if not one)
