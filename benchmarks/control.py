@@ -34,7 +34,7 @@ ROWS = {  # name of the row → edits of the constants
     "one start": {"N_STARTS": 1},
     "no fall of the rate": {"DECAY_FROM": 1.0},
 }
-COLUMNS = {name: compare.COLUMNS[name] for name in ("test loss", "digit kept, %", "by swap, both %")}
+COLUMNS = {name: compare.COLUMNS[name] for name in ("digit kept, %", "by swap, both %")}
 COLUMNS |= compare.KNOB_COLUMNS | {"digits with a category": ("digits_found", 1)}
 
 
