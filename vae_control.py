@@ -46,7 +46,7 @@ N_CATEGORIES = 10  # categories of each
 # Low: nearly one-hot samples, noisy gradients. High: smooth samples, far from the one-hot codes used afterwards. So hot
 # a start leaves the hue to the continuous numbers: in the first epoch the variables hardly carry anything.
 TAU_START = 5.0
-TAU_DECAY = 0.002  # per batch: tau is 0.5 from the fifth epoch on
+TAU_DECAY = 0.002  # per batch: tau is 0.5 from the sixth epoch on
 TAU_MIN = 0.5
 HARD = False  # True: one-hot samples in the forward pass, with the gradient of the relaxed ones (straight-through)
 
@@ -68,10 +68,11 @@ ELASTIC = 1.2  # pixels: standard deviation of the displacement at 5 × 5 points
 START_ELASTIC = 0.7  # the same in the start (below), where more of it mixes digits
 
 # Against two digits in one category, where some random initializations end. Several encoders are trained on the first
-# term, without a decoder, and the one with the lowest loss goes on. Meanwhile the term is also applied to a second,
-# larger variable of each (overclustering: Ji et al. 2019), which is not kept. An interrupted start is repeated.
+# term, without a decoder, and the one with the lowest loss goes on. Meanwhile the term is also applied to another,
+# larger variable of each (overclustering: Ji et al. 2019), which is not kept. An interruption before the end
+# of the first epoch repeats the start.
 N_STARTS = 4
-N_OVERCLUSTERS = 30  # categories of the second variable; 1: none
+N_OVERCLUSTERS = 30  # categories of that variable; 1: none
 START_EPOCHS = 4
 
 # Training.
@@ -231,7 +232,7 @@ def deformed_copies(train: data.ColoredSet, index: Tensor, elastic: float) -> Te
     """The images of these indices (B,), each slightly deformed and in the colour of another one, (B, 3, 28, 28)."""
     bounds = MAX_SHIFT, MAX_ROTATION, MAX_SCALE, MAX_STRETCH, MAX_SHEAR, elastic
     grey = data.deform(train.images[index][:, None] / 255, *bounds)
-    return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the next image's, in a random order
+    return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the previous image's, in a random order
 
 
 def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
@@ -243,7 +244,7 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
     starts, optimizers = [], []
     for _ in range(N_STARTS):
         model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES)
-        head = nn.Linear(model.gaussian_head.in_features, N_OVERCLUSTERS)  # of the second variable
+        head = nn.Linear(model.gaussian_head.in_features, N_OVERCLUSTERS)  # for overclustering
         starts.append(nn.ModuleList([model, head]).to(run.device))
         optimizers.append(torch.optim.Adam(starts[-1].parameters(), LEARNING_RATE, fused=True))
     losses, n_epochs = [0.0] * N_STARTS, START_EPOCHS if DIGIT_WEIGHT else 0
@@ -353,7 +354,7 @@ def figures(
     history: list[dict],
     floors: dict[str, float],
 ) -> None:
-    """Draws all figures. Whatever a figure does not vary is taken from the code of the first test image."""
+    """Draws all figures. Whatever a figure does not vary stays as in the codes of test images."""
     name, results, codes, device = "Control VAE", scores.results, scores.test_codes, scores.test_codes.device
     plots.common_figures(OUTPUT_DIR, name, scores, history, floors)
     title = f"{name}: the first variable is the digit of {results['digit_accuracy']:.1%} of the test images"
