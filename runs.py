@@ -77,9 +77,10 @@ RULES = {
     name: rule
     for names, rule in (
         ("SEED TRAIN_COLOR_SEED TEST_COLOR_SEED", _whole(0, below=2**63)),
-        ("EPOCHS START_EPOCHS N_STARTS N_OVERCLUSTERS BATCH_SIZE IMAGES_PER_EPOCH R1_EVERY", _whole(1)),
-        ("LATENT_DIM N_VARIABLES", _whole(1)),
-        ("N_CATEGORIES", _whole(2)),
+        ("EPOCHS START_EPOCHS N_STARTS N_OVERCLUSTERS N_NEIGHBORS", _whole(1)),
+        ("BATCH_SIZE IMAGES_PER_EPOCH R1_EVERY LATENT_DIM N_VARIABLES", _whole(1)),
+        ("VOTE_EPOCHS VOTE_ROUNDS", _whole(0)),
+        ("N_CATEGORIES N_VOTERS", _whole(2)),
         ("LEARNING_RATE TAU_START TAU_MIN Z_VARIANCE STEP", _number(lambda v: v > 0, "above 0")),
         ("TAU_DECAY BETA R1_WEIGHT CYCLE_WEIGHT", _NOT_BELOW_0),
         ("DIGIT_WEIGHT AGREEMENT_WEIGHT BALANCE_WEIGHT KNOB_WEIGHT", _NOT_BELOW_0),

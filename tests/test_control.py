@@ -116,6 +116,7 @@ def test_deformed_copies_keep_the_digit_and_take_another_hue(test_set):
 def test_the_start_with_the_lowest_loss_goes_on(few_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(vae_control, "AGREEMENT_WEIGHT", 0.5)
     monkeypatch.setattr(vae_control, "BATCH_SIZE", 50)
+    monkeypatch.setattr(vae_control, "VOTE_EPOCHS", 0)
     with runs.start(tmp_path, vars(vae_control) | {"DEVICE": "cpu"}) as run:
         train = data.colored_set(train=True, device=run.device)
         torch.manual_seed(0)
@@ -135,6 +136,38 @@ def run(folder, monkeypatch, **constants):
     for name, value in ({"N_STARTS": 2, "START_EPOCHS": 1, "BATCH_SIZE": 64} | constants).items():
         monkeypatch.setattr(vae_control, name, value)
     return vae_control.main()
+
+
+def test_overclustering_and_each_distortion_stand_where_they_belong(few_images, tmp_path, monkeypatch):
+    deformed, overclustered = vae_control.deformed_copies, vae_control.overclustering_loss
+    calls = []
+    monkeypatch.setattr(
+        vae_control,
+        "deformed_copies",
+        lambda train, index, elastic: calls.append(elastic) or deformed(train, index, elastic),
+    )
+    monkeypatch.setattr(
+        vae_control, "overclustering_loss", lambda head, h: calls.append("over") or overclustered(head, h)
+    )
+    run(tmp_path, monkeypatch, BATCH_SIZE=400, EPOCHS=1, VOTE_EPOCHS=2, N_VOTERS=300, ELASTIC=1.25, START_ELASTIC=0.75)
+    assert calls == [0.75, "over", "over", 1.25, 1.25, 1.25]  # two starts, two epochs of the vote, one of all losses
+
+
+def test_training_on_the_votes(few_images, tmp_path, monkeypatch, capsys):
+    """The encoder learns the category of each image's vote, from these images alone."""
+    monkeypatch.setattr(vae_control, "VOTE_EPOCHS", 30)
+    monkeypatch.setattr(vae_control, "BATCH_SIZE", 50)
+    monkeypatch.setattr(vae_control, "voted", lambda categories, images: (images[:, :14].sum((1, 2)) % 10).long())
+    with runs.start(tmp_path, vars(vae_control) | {"DEVICE": "cpu"}) as run:
+        train = data.colored_set(train=True, device=run.device)
+        torch.manual_seed(0)
+        model = ControlVAE(2, 4, 10)
+        optimizer = torch.optim.Adam(model.parameters(), vae_control.LEARNING_RATE)
+        vae_control.train_on_votes(model, optimizer, train, run)
+    target = vae_control.voted(None, train.images)
+    assert (model.encode(train.colored(slice(None)))[2][:, 0].argmax(1) == target).float().mean() > 0.5
+    assert "of 400 images change category" in capsys.readouterr().out
+    assert model.decoder[0].weight.grad is None
 
 
 def test_main_and_resume(few_images, tmp_path, monkeypatch, capsys):
@@ -170,7 +203,7 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "constants",
     [
-        {"N_VARIABLES": 1, "LATENT_DIM": 1, "N_CATEGORIES": 3, "ELASTIC": 0.0},
+        {"N_VARIABLES": 1, "LATENT_DIM": 1, "N_CATEGORIES": 3, "ELASTIC": 0.0, "N_VOTERS": 5, "VOTE_ROUNDS": 0},
         {"N_CATEGORIES": 12, "N_STARTS": 1, "KNOB_WEIGHT": 0.0, "DIGIT_WEIGHT": 0, "PRECISION": "float32"},
     ],
 )
@@ -184,6 +217,10 @@ def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
     [
         ("N_STARTS", 0),
         ("N_OVERCLUSTERS", 0),
+        ("N_VOTERS", 1),
+        ("N_NEIGHBORS", 0),
+        ("VOTE_ROUNDS", -1),
+        ("VOTE_EPOCHS", 0.5),
         ("KNOB_WEIGHT", -1),
         ("MAX_SCALE", 1),
         ("ELASTIC", None),
@@ -204,3 +241,21 @@ def test_a_start_whose_loss_is_not_finite_stops_the_run(few_images, tmp_path, mo
     monkeypatch.setattr(vae_control, "digit_loss", lambda terms: terms["entropy"] * math.nan)
     with pytest.raises(SystemExit, match="The loss became nan in epoch 1, step 0"):
         run(tmp_path, monkeypatch, EPOCHS=1)
+
+
+def test_votes_move_a_group_that_resembles_another_category(monkeypatch):
+    """Two shapes, each in many positions: a quarter of one starts in the other's category, and all of it moves back."""
+    bars = torch.zeros(2, 10, 10, 28, 28)  # 10 lengths, 10 positions: upright and level bars
+    for i in range(10):
+        for j in range(10):
+            bars[0, i, j, 2 : 12 + i, 4 + 2 * j] = bars[1, i, j, 4 + 2 * j, 2 : 12 + i] = 255
+    categories = torch.tensor([3, 7]).repeat_interleave(100)
+    wrong = categories.clone()
+    wrong[:25] = 7
+    monkeypatch.setattr(vae_control, "N_NEIGHBORS", 10)
+    monkeypatch.setattr(vae_control, "VOTE_ROUNDS", 10)
+    assert torch.equal(vae_control.voted(wrong, bars.flatten(0, 2)), categories)
+    monkeypatch.setattr(vae_control, "VOTE_ROUNDS", 0)
+    assert torch.equal(vae_control.voted(wrong, bars.flatten(0, 2)), wrong)
+    monkeypatch.setattr(vae_control, "VOTE_ROUNDS", 1)
+    assert torch.equal(vae_control.voted(torch.tensor([1, 2]), bars.flatten(0, 2)[:2]), torch.tensor([2, 1]))
