@@ -254,7 +254,7 @@ def voted(categories: Tensor, images: Tensor) -> Tensor:
     size = min(N_NEIGHBORS + 1, len(points))  # an image is the nearest to itself
     nearest = torch.cat([torch.cdist(part, points).topk(size, largest=False).indices for part in points.split(500)])
     for _ in range(VOTE_ROUNDS):
-        categories = categories[nearest[:, 1:]].mode(1).values
+        categories = F.one_hot(categories[nearest[:, 1:]], N_CATEGORIES).sum(1).argmax(1)
     return categories
 
 

@@ -46,6 +46,16 @@ def test_complementary_colours():
     assert torch.allclose(b[9], torch.full((3,), 128 / 255))
 
 
+def test_colours_drawn_at_random():
+    for seed in range(3):
+        drawn = translation.drawn(seed)
+        assert drawn == translation.drawn(seed) != translation.drawn(seed + 10)
+        a, b = (data.palette(name, drawn[name]) for name in ("DOMAIN_A", "DOMAIN_B"))
+        distances = torch.cdist(a, a) + 9 * torch.eye(10)
+        assert distances.min() > 0.34 and a.amax(1).min() > 0.39  # rounded to 1 / 255
+        assert sorted(map(tuple, a.tolist())) == sorted(map(tuple, b.tolist())) and (a != b).any(1).all()
+
+
 def test_fashion_by_class():
     lines = fashion.by_class(results(exact=0.5)).splitlines()
     assert lines[0].startswith("| class | colour exact A → B, % | colour exact B → A, % | right A → B, % |")
