@@ -128,7 +128,10 @@ def test_the_tables_of_the_ingredients_and_of_other_data_stand_unedited_in_the_t
     shares = dict(zip(control.SEEDS, (100 * r["digit_accuracy"] for r in found), strict=True))
     mixed = {seed: share for seed, share in shares.items() if share < 95}
     rest = sorted(shares.values())[len(mixed) :]
-    assert all(r["digits_found"] == 10 for r in found) and "Each of the twenty seeds finds ten digits" in words
+    assert (
+        all(r["digits_found"] == 10 for r in found)
+        and "In each of the twenty seeds the ten categories are named after ten digits" in words
+    )
     assert f"In eighteen of them the first variable is the digit of {rest[0]:.1f} to {rest[-1]:.1f}%" in words
     assert list(mixed) == [57, 59] and "end at {:.1f} and {:.1f}%".format(*mixed.values()) in words
     apart = {s: r for s, r in zip(control.SEEDS, found, strict=True) if r["latents"]["z2"]["mi_hue"] < 0.5}
