@@ -264,30 +264,32 @@ class Run:
         enabled = dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
-    def check_finite(self, loss: Tensor | float, step: int) -> None:
-        """Ends the run with one sentence at the first loss that is not finite.
+    def check_finite(self, loss: Tensor | float, step: int, phase: str = "") -> None:
+        """Ends the run with one sentence at the first loss that is not finite. `phase`: if not an epoch, its name.
 
         On a CPU at once. A GPU would have to wait at each step, so its losses are read every CHECK_EVERY steps, and
         before each checkpoint.
         """
-        self._losses.append((torch.as_tensor(loss).detach(), step))
+        self._losses.append((torch.as_tensor(loss).detach(), step, phase))
         if self.device.type == "cpu" or len(self._losses) == CHECK_EVERY:
             self._check_losses()
 
     def _check_losses(self) -> None:
         losses, self._losses = self._losses, []
-        for loss, step in losses:
-            self._check_loss(loss.item(), step)
+        for loss, step, phase in losses:
+            self._check_loss(loss.item(), step, phase)
 
-    def _check_loss(self, loss: float, step: int) -> None:
+    def _check_loss(self, loss: float, step: int, phase: str) -> None:
         if not math.isfinite(loss):
-            epoch, known = self._saved_epoch + 1, self.constants
-            before = f" (it was {self._last_loss:.6g} a step before)" if math.isfinite(self._last_loss) else ""
+            phase, known = phase or f"epoch {self._saved_epoch + 1}", self.constants
+            before = f" (it was {self._last_loss:.6g} before)" if math.isfinite(self._last_loss) else ""
             causes = [f"a higher {name}" for name in ("TAU_START", "TAU_MIN") if known.get(name, 1) < 0.01]
-            causes += [f"a lower {name}" for name in ("BETA", "R1_WEIGHT", "CYCLE_WEIGHT") if known.get(name, 0) > 100]
-            causes += ["a lower LEARNING_RATE"] * (step > 0) + ["DEVICE = 'cpu'"] * (self.device.type == "mps")
+            weights = [name for name in known if name == "BETA" or name.endswith("_WEIGHT")]
+            causes += [f"a lower {name}" for name in weights if known[name] > 100]
+            changed = step > 0 or math.isfinite(self._last_loss)
+            causes += ["a lower LEARNING_RATE"] * changed + ["DEVICE = 'cpu'"] * (self.device.type == "mps")
             advice = f"try {' or '.join(causes)}" if causes else "no weight had changed yet, so look at the loss itself"
-            what = f"The loss became {loss} in epoch {epoch}, step {step}{before}"
+            what = f"The loss became {loss} in {phase}, step {step}{before}"
             raise SystemExit(f"{what}: {advice}.{self._kept()}")
         self._last_loss = loss
 

@@ -82,7 +82,7 @@ START_EPOCHS = 4
 VOTE_EPOCHS = 6  # of that training; 0: no votes
 VOTE_ROUNDS = 10
 N_VOTERS = 20_000  # images
-N_NEIGHBORS = 10  # of each, among the voters
+N_NEIGHBORS = 10  # of each, among the voters; with too many, all images vote for the same
 
 # Training.
 EPOCHS = 24  # after the start
@@ -254,7 +254,8 @@ def voted(categories: Tensor, images: Tensor) -> Tensor:
     size = min(N_NEIGHBORS + 1, len(points))  # an image is the nearest to itself
     nearest = torch.cat([torch.cdist(part, points).topk(size, largest=False).indices for part in points.split(500)])
     for _ in range(VOTE_ROUNDS):
-        categories = F.one_hot(categories[nearest[:, 1:]], N_CATEGORIES).sum(1).argmax(1)
+        votes = [(categories == k)[nearest[:, 1:]].sum(1) for k in range(N_CATEGORIES)]
+        categories = torch.stack(votes, 1).argmax(1)
     return categories
 
 
@@ -267,7 +268,7 @@ def train_on_votes(model: ControlVAE, optimizer: torch.optim.Optimizer, train: d
     print(f"votes | {(after != before).float().mean():.1%} of {len(voters):,} images change category", flush=True)
     for epoch in range(1, VOTE_EPOCHS + 1):
         batches = torch.randperm(len(voters)).to(run.device).split(BATCH_SIZE)
-        for batch in tqdm(batches, f"votes, epoch {epoch}/{VOTE_EPOCHS}", leave=False, disable=None):
+        for step, batch in enumerate(tqdm(batches, f"votes, epoch {epoch}/{VOTE_EPOCHS}", leave=False, disable=None)):
             index = voters[batch]
             with run.autocast():
                 _, _, log_q = model.encode(torch.cat([train.colored(index), deformed_copies(train, index, ELASTIC)]))
@@ -275,6 +276,7 @@ def train_on_votes(model: ControlVAE, optimizer: torch.optim.Optimizer, train: d
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            run.check_finite(loss, step, f"epoch {epoch} of the votes")
 
 
 def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
@@ -304,7 +306,7 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
-                run.check_finite(total, (epoch - 1) * len(batches) + step)
+                run.check_finite(total, step, f"epoch {epoch} of the start")
                 sums[i] += loss.detach()
         losses = (sums / len(train)).tolist()
         print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each", *(f"{loss:.3f}" for loss in losses), flush=True)

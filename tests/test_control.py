@@ -237,9 +237,15 @@ def test_the_rate_falls_to_zero():
     assert [vae_control.rate(step, 100) for step in (0, 50, 75, 100)] == [1, 1, 0.5, 0]
 
 
+def test_a_loss_that_is_not_finite_in_the_votes_stops_the_run(few_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(vae_control.F, "nll_loss", lambda log_q, *_, **__: log_q.sum() * math.inf)
+    with pytest.raises(SystemExit, match=r"in epoch 1 of the votes, step 0 .*: try a lower LEARNING_RATE"):
+        run(tmp_path, monkeypatch, EPOCHS=1)
+
+
 def test_a_start_whose_loss_is_not_finite_stops_the_run(few_images, tmp_path, monkeypatch):
     monkeypatch.setattr(vae_control, "digit_loss", lambda terms: terms["entropy"] * math.nan)
-    with pytest.raises(SystemExit, match="The loss became nan in epoch 1, step 0"):
+    with pytest.raises(SystemExit, match="The loss became nan in epoch 1 of the start, step 0"):
         run(tmp_path, monkeypatch, EPOCHS=1)
 
 

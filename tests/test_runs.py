@@ -229,7 +229,7 @@ def test_a_gpu_does_not_wait_for_each_loss(tmp_path):
         for step in range(runs.CHECK_EVERY - 1):
             run.check_finite(torch.tensor(float("nan") if step >= 3 else 2.5), step)
         run.check_finite(torch.tensor(1.0), step)
-    assert "(it was 2.5 a step before)" in ended.value.code and step == runs.CHECK_EVERY - 2
+    assert "(it was 2.5 before)" in ended.value.code and step == runs.CHECK_EVERY - 2
     with pytest.raises(SystemExit, match="nan in epoch 1, step 0"), runs.start(tmp_path, {}) as run:
         run.device = torch.device("cuda")
         run.check_finite(torch.tensor(float("nan")), 0)
