@@ -53,7 +53,7 @@ HARD = False  # True: one-hot samples in the forward pass, with the gradient of 
 
 # The loss, with q the first variable's distribution for an image, q' for its deformed copy, q̄ the mean of q:
 #   -ELBO + DIGIT_WEIGHT (AGREEMENT_WEIGHT KL(q ‖ q') + H(q) - BALANCE_WEIGHT H(q̄)) + KNOB_WEIGHT knob_term
-# A weight of 0 turns a term off.
+# A weight of 0 turns a term off, and DIGIT_WEIGHT = 0 also the start and its votes (below).
 DIGIT_WEIGHT = 20.0
 AGREEMENT_WEIGHT = 5.0  # a larger one makes it harder to leave the uniform distribution, where all agree
 BALANCE_WEIGHT = 4.0  # keeps all categories in use
