@@ -1,9 +1,10 @@
 """Control VAE: a joint VAE whose first variable is the digit, learned without labels, on coloured MNIST.
 
 Two terms are added to the joint model's negative ELBO. The first rewards a first variable that stays the same when the
-image is slightly deformed and recoloured, and that uses all of its categories. The second rewards a decoder that draws
-what this variable says. Its ten categories become the ten digits, and setting it chooses the digit, like a knob. The
-two continuous numbers still hold the hue.
+image is slightly deformed and recoloured, that is certain, and that uses all of its categories. The second rewards a
+decoder that draws what this variable says. Its ten categories become the ten digits, and setting it chooses the digit,
+like a knob. The two continuous numbers still hold the hue. Before all this, the encoder alone is trained on the first
+term, then on a vote among images with similar grey levels.
 
     python vae_control.py        # edit the constants below, run again
 
@@ -45,13 +46,14 @@ N_CATEGORIES = 10  # categories of each
 
 # Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)), step counting batches
 # after the start. Low: nearly one-hot samples, noisy gradients. High: smooth samples, far from the one-hot codes used
-# afterwards. The hot start helps the continuous numbers to win the hue: smooth samples of the variables hold it badly.
+# afterwards. A high first value helps the continuous numbers to win the hue: smooth samples hold it badly.
 TAU_START = 5.0
 TAU_DECAY = 0.002  # per batch: tau is 0.5 from the sixth epoch on
 TAU_MIN = 0.5
 HARD = False  # True: one-hot samples in the forward pass, with the gradient of the relaxed ones (straight-through)
 
-# The loss, with q the first variable's distribution for an image, q' for its deformed copy, q̄ the mean of q:
+# The loss, with q the first variable's distribution for an image, held fixed in the KL, q' for its deformed and
+# recoloured copy, and q̄ the mean of q over the batch:
 #   -ELBO + DIGIT_WEIGHT (AGREEMENT_WEIGHT KL(q ‖ q') + H(q) - BALANCE_WEIGHT H(q̄)) + KNOB_WEIGHT knob_term
 # A weight of 0 turns a term off, and DIGIT_WEIGHT = 0 also the start and its votes (below).
 DIGIT_WEIGHT = 20.0
@@ -71,14 +73,14 @@ START_ELASTIC = 0.7  # the same in the start (below), where more of it mixes dig
 # The start. From some random initializations two digits end up in one category. So several encoders are trained on the
 # first term, without a decoder, and the one with the lowest loss goes on. Meanwhile the term is also applied to a
 # larger variable of each (overclustering: Ji et al. 2019), which is not kept. An interruption before the end of the
-# first epoch repeats the start.
+# first epoch after it repeats the start.
 N_STARTS = 4
 N_OVERCLUSTERS = 30  # categories of that variable; 1: none
 START_EPOCHS = 4
 
-# Against groups of look-alikes in the wrong category, above all the 7s with a bar in the 9's: once they are there, the
-# first term holds them together. So some training images vote: each takes the category that is most frequent among its
-# nearest neighbours, round after round (label propagation: Raghavan et al. 2007). The best start is trained on that.
+# The vote. Some look-alikes end up in the wrong category, above all 7s with a bar in the category of the 9, and the
+# first term keeps them there. So some training images vote: round after round, each takes the category most frequent
+# among its nearest neighbours (label propagation: after Raghavan et al. 2007). The best start is trained on the result.
 VOTE_EPOCHS = 6  # of that training; 0: no votes
 VOTE_ROUNDS = 10
 N_VOTERS = 20_000  # images
@@ -88,7 +90,7 @@ N_NEIGHBORS = 10  # of each, among the voters; with too many, all images vote fo
 EPOCHS = 24  # after the start
 BATCH_SIZE = 250  # images
 LEARNING_RATE = 0.0015  # Adam's
-DECAY_FROM = 0.5  # share of the run after which the rate falls linearly to 0; 1: never
+DECAY_FROM = 0.5  # share of EPOCHS after which the rate falls linearly to 0; 1: never
 SEED = 0  # seeds the weights, the order of the images, the deformations and the samples
 DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
 PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
@@ -241,14 +243,14 @@ def deformed_copies(train: data.ColoredSet, index: Tensor, elastic: float) -> Te
     """The images of these indices (B,), each slightly deformed and in the colour of another one, (B, 3, 28, 28)."""
     bounds = MAX_SHIFT, MAX_ROTATION, MAX_SCALE, MAX_STRETCH, MAX_SHEAR, elastic
     grey = data.deform(train.images[index][:, None] / 255, *bounds)
-    return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the previous image's, in a random order
+    return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the previous image's in the shuffled batch
 
 
 def voted(categories: Tensor, images: Tensor) -> Tensor:
     """The categories (V,) of grey images (V, 28, 28) after VOTE_ROUNDS votes, (V,). Raghavan et al. 2007.
 
-    In each, every image takes the most frequent category of its nearest neighbours, its own left out. Nearest means
-    the smallest Euclidean distance of the grey levels, averaged over 2 × 2 pixels.
+    In each, all images at once take the most frequent category of their nearest neighbours, the lowest in a tie.
+    Nearest means the smallest Euclidean distance between images shrunk by averaging 2 × 2 pixels.
     """
     points = F.avg_pool2d(images[:, None] / 255, 2).flatten(1)
     size = min(N_NEIGHBORS + 1, len(points))  # an image is the nearest to itself
@@ -282,7 +284,7 @@ def train_on_votes(model: ControlVAE, optimizer: torch.optim.Optimizer, train: d
 def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
     """Trains the encoders of N_STARTS models with the first term, if it is on. Returns the one with the lowest loss.
 
-    That one is also trained on the votes. Its pictures start at the mean grey level of the training images. With
+    That one is also trained on the votes. Its pictures start at the mean level of the coloured training images. With
     torch's own biases they start grey, and the first steps would only learn to darken all of them.
     """
     starts = []
