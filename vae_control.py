@@ -70,21 +70,24 @@ MAX_SHEAR = 0.15  # horizontal pixels for each vertical one
 ELASTIC = 1.2  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
 START_ELASTIC = 0.7  # the same in the start (below), where more of it mixes digits
 
-# The start. From some random initializations two digits end up in one category. So several encoders are trained on the
-# first term, without a decoder, and the one with the lowest loss goes on. Meanwhile the term is also applied to a
-# larger variable of each (overclustering: Ji et al. 2019), which is not kept. An interruption before the end of the
-# first epoch after it repeats the start.
+# The start. From some random initializations two digits end up in one category, or mixed in two. So several encoders
+# are trained on the first term, without a decoder. Meanwhile the term is also applied to a larger variable of each
+# (overclustering: Ji et al. 2019), which is not kept. An interruption before the end of the first epoch after all this
+# repeats it.
 N_STARTS = 4
-N_OVERCLUSTERS = 30  # categories of that variable; 1: none
+N_OVERCLUSTERS = 30  # categories of the larger variable
 START_EPOCHS = 4
 
-# The vote. Some look-alikes end up in the wrong category, above all 7s with a bar in the category of the 9, and the
-# first term keeps them there. So some training images vote: round after round, each takes the category most frequent
-# among its nearest neighbours (label propagation: after Raghavan et al. 2007). The best start is trained on the result.
-VOTE_EPOCHS = 6  # of that training; 0: no votes
-VOTE_ROUNDS = 10
+# The consensus and the votes. What the starts see in some training images, and in their nearest neighbours, is combined
+# into one category for each image (after Dawid & Skene 1979). That corrects what only some starts mix. Some look-alikes
+# are in the wrong category in most of them, above all 7s with a bar with the 9s. So then, round after round, each image
+# takes the category most frequent among its neighbours (label propagation: after Raghavan et al. 2007). The best start
+# is trained on the result.
 N_VOTERS = 20_000  # images
 N_NEIGHBORS = 10  # of each, among the voters; with too many, all images vote for the same
+CONSENSUS_ROUNDS = 30  # of expectation maximization
+VOTE_ROUNDS = 10
+VOTE_EPOCHS = 6  # of the training on the result; 0: the consensus only chooses the start
 
 # Training.
 EPOCHS = 24  # after the start
@@ -246,46 +249,84 @@ def deformed_copies(train: data.ColoredSet, index: Tensor, elastic: float) -> Te
     return grey * train.colors[index].roll(1, 0)[:, :, None, None]  # the previous image's in the shuffled batch
 
 
-def voted(categories: Tensor, images: Tensor) -> Tensor:
-    """The categories (V,) of grey images (V, 28, 28) after VOTE_ROUNDS votes, (V,). Raghavan et al. 2007.
+def neighbours(images: Tensor) -> Tensor:
+    """Indices (V, N_NEIGHBORS) of the nearest other images of each of these grey ones (V, 28, 28).
 
-    In each, all images at once take the most frequent category of their nearest neighbours, the lowest in a tie.
     Nearest means the smallest Euclidean distance between images shrunk by averaging 2 × 2 pixels.
     """
     points = F.avg_pool2d(images[:, None] / 255, 2).flatten(1)
     size = min(N_NEIGHBORS + 1, len(points))  # an image is the nearest to itself
-    nearest = torch.cat([torch.cdist(part, points).topk(size, largest=False).indices for part in points.split(500)])
+    return torch.cat([torch.cdist(part, points).topk(size, largest=False).indices for part in points.split(500)])[:, 1:]
+
+
+def consensus(first: list[Tensor], larger: list[Tensor], nearest: Tensor) -> tuple[int, Tensor]:
+    """The start to go on with and the categories of V images (V,), from what all starts say about these. No labels.
+
+    first: each start's probabilities of the first variable (V, K); larger: those of the larger variable (V, L);
+    nearest: neighbours of the images. The model is a latent class model: an image has a category, and in each of them a
+    start gives the image and its neighbours a certain distribution of its larger variable. It is fitted by expectation
+    maximization, once from each start's first variable, and the likeliest solution is taken. So the starts are several
+    observers whose errors are learned: Dawid & Skene 1979.
+    """
+    seen = torch.cat([*larger, *(p[nearest].mean(1) for p in larger)], 1)  # (V, 2 · N_STARTS · L)
+    solutions = []
+    for q in first:
+        for _ in range(CONSENSUS_ROUNDS):
+            tables = (q.T @ seen + 1) / (q.sum(0)[:, None] + larger[0].shape[1])  # (K, ·), with one more image in each
+            joint = q.mean(0).clamp_min(1e-9).log() + seen @ tables.log().T  # log p(category, what is seen), (V, K)
+            q = joint.softmax(1)
+        solutions.append((joint.logsumexp(1).mean().item(), q.argmax(1)))
+    best = max(range(len(first)), key=lambda i: solutions[i][0])
+    return best, solutions[best][1]
+
+
+def voted(categories: Tensor, nearest: Tensor) -> Tensor:
+    """The categories of images (V,) after VOTE_ROUNDS votes, (V,). Raghavan et al. 2007.
+
+    In each, all images at once take the most frequent category of their nearest ones (V, N_NEIGHBORS), the lowest in a
+    tie.
+    """
     for _ in range(VOTE_ROUNDS):
-        votes = [(categories == k)[nearest[:, 1:]].sum(1) for k in range(N_CATEGORIES)]
+        votes = [(categories == k)[nearest].sum(1) for k in range(N_CATEGORIES)]
         categories = torch.stack(votes, 1).argmax(1)
     return categories
 
 
-def train_on_votes(model: ControlVAE, optimizer: torch.optim.Optimizer, train: data.ColoredSet, run: runs.Run) -> None:
-    """Trains the encoder to put N_VOTERS random images, and their deformed copies, into the category of the vote."""
+def best_start(starts: list[tuple], train: data.ColoredSet, run: runs.Run) -> ControlVAE:
+    """Trains one of the starts (model, head of the larger variable, optimizer) on the consensus and votes; returns it.
+
+    It learns to put N_VOTERS random training images, and their deformed copies, into the category of the vote.
+    """
     voters = torch.randperm(len(train))[:N_VOTERS].to(run.device)
+    nearest = neighbours(train.images[voters])
     with torch.no_grad():
-        before = torch.cat([model.encode(train.colored(part))[2][:, 0].argmax(1) for part in voters.split(1000)])
-        after = voted(before, train.images[voters])
-    print(f"votes | {(after != before).float().mean():.1%} of {len(voters):,} images change category", flush=True)
+        hidden = [torch.cat([m.encoder(train.colored(part)) for part in voters.split(1000)]) for m, _, _ in starts]
+        first = [model.posterior(h)[2][:, 0].exp() for (model, _, _), h in zip(starts, hidden, strict=True)]
+        larger = [head(h).softmax(-1) for (_, head, _), h in zip(starts, hidden, strict=True)]
+        best, categories = consensus(first, larger, nearest)
+        categories = voted(categories, nearest)
+        share = (categories != first[best].argmax(1)).float().mean()
+    print(f"votes | start {best + 1} goes on, {share:.1%} of {len(voters):,} images change category", flush=True)
+    model, _, optimizer = starts[best]
     for epoch in range(1, VOTE_EPOCHS + 1):
         batches = torch.randperm(len(voters)).to(run.device).split(BATCH_SIZE)
         for step, batch in enumerate(tqdm(batches, f"votes, epoch {epoch}/{VOTE_EPOCHS}", leave=False, disable=None)):
             index = voters[batch]
             with run.autocast():
                 _, _, log_q = model.encode(torch.cat([train.colored(index), deformed_copies(train, index, ELASTIC)]))
-            loss = F.nll_loss(log_q[:, 0], after[batch].repeat(2), reduction="sum")
+            loss = F.nll_loss(log_q[:, 0], categories[batch].repeat(2), reduction="sum")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.check_finite(loss, step, f"epoch {epoch} of the votes")
+    return model
 
 
-def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
-    """Trains the encoders of N_STARTS models with the first term, if it is on. Returns the one with the lowest loss.
+def first_weights(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
+    """A model to begin with: trains N_STARTS encoders with the first term, if it is on, and returns the best start.
 
-    That one is also trained on the votes. Its pictures start at the mean level of the coloured training images. With
-    torch's own biases they start grey, and the first steps would only learn to darken all of them.
+    Its pictures start at the mean level of the coloured training images. With torch's own biases they start grey, and
+    the first steps would only learn to darken all of them.
     """
     starts = []
     for _ in range(N_STARTS):
@@ -293,8 +334,7 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
         head = nn.Linear(model.gaussian_head.in_features, N_OVERCLUSTERS).to(run.device)
         optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], LEARNING_RATE, fused=True)
         starts.append((model, head, optimizer))
-    losses, n_epochs = [0.0] * N_STARTS, START_EPOCHS if DIGIT_WEIGHT else 0
-    for epoch in range(1, n_epochs + 1):
+    for epoch in range(1, START_EPOCHS + 1 if DIGIT_WEIGHT else 1):
         sums = torch.zeros(N_STARTS, device=run.device)
         batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
         for step, index in enumerate(tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None)):
@@ -310,11 +350,9 @@ def best_start(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
                 optimizer.step()
                 run.check_finite(total, step, f"epoch {epoch} of the start")
                 sums[i] += loss.detach()
-        losses = (sums / len(train)).tolist()
-        print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each", *(f"{loss:.3f}" for loss in losses), flush=True)
-    model, _, optimizer = starts[losses.index(min(losses))]
-    if n_epochs and VOTE_EPOCHS:
-        train_on_votes(model, optimizer, train, run)
+        losses = " ".join(f"{loss:.3f}" for loss in (sums / len(train)).tolist())
+        print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each {losses}", flush=True)
+    model = best_start(starts, train, run) if DIGIT_WEIGHT else starts[0][0]
     nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())  # the last linear layer's
     return model
 
@@ -339,7 +377,7 @@ def main() -> dict:
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(rate, steps=EPOCHS * n_batches))
         history = run.resume(model=model, optimizer=optimizer, schedule=schedule)  # a row for each finished epoch
         if not history:
-            model.load_state_dict(best_start(train, run).state_dict())
+            model.load_state_dict(first_weights(train, run).state_dict())
         step = len(history) * n_batches
 
         for epoch in range(len(history) + 1, EPOCHS + 1):

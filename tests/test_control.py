@@ -113,22 +113,49 @@ def test_deformed_copies_keep_the_digit_and_take_another_hue(test_set):
     assert (copies.amax(1) - test_set.colored(index).amax(1)).abs().mean() > 0.03
 
 
-def test_the_start_with_the_lowest_loss_goes_on(few_images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(vae_control, "AGREEMENT_WEIGHT", 0.5)
+def test_the_start_that_the_consensus_chooses_goes_on(few_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(vae_control, "BATCH_SIZE", 50)
     monkeypatch.setattr(vae_control, "VOTE_EPOCHS", 0)
+    monkeypatch.setattr(vae_control, "consensus", lambda first, *_: (2, first[2].argmax(1)))
     with runs.start(tmp_path, vars(vae_control) | {"DEVICE": "cpu"}) as run:
         train = data.colored_set(train=True, device=run.device)
         torch.manual_seed(0)
-        best = vae_control.best_start(train, run)
+        best = vae_control.first_weights(train, run)
         torch.manual_seed(0)
         models, _ = zip(*[(ControlVAE(2, 4, 10), nn.Linear(256, 30)) for _ in range(4)], strict=True)
-    losses = [float(x) for x in capsys.readouterr().out.splitlines()[-1].split("of each")[1].split()]
     moved = [(best.encoder[1].weight - model.encoder[1].weight).abs().mean().item() for model in models]
-    assert losses[moved.index(min(moved))] == min(losses) < max(losses) and min(moved) > 0
+    assert moved.index(min(moved)) == 2 and min(moved) > 0 and "start 3 goes on" in capsys.readouterr().out
     mean = train.colored(slice(None)).mean().item()
     pictures = best.decode(best.code(train.colored(slice(50))))
     assert pictures.mean().item() == pytest.approx(mean, rel=0.1) and mean < 0.1  # torch's own first pictures are grey
+
+
+def test_the_consensus_corrects_what_single_starts_mix():
+    """Four starts, each of which mixes two digits. Their larger variables have three categories for each digit."""
+    digits = torch.randint(10, (3000,), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    first, larger = [], []
+    for a, b in ((4, 9), (3, 5), (7, 9), (3, 8)):
+        half = torch.rand(3000) < 0.5
+        mixed = torch.where((digits == a) | (digits == b), torch.where(half, a, b), digits)
+        first.append(nn.functional.one_hot(mixed, 10).float())
+        groups = torch.where(torch.rand(3000) < 0.8, digits, mixed) + 10 * torch.randint(3, (3000,))
+        larger.append(nn.functional.one_hot(groups, 30).float())
+    nearest = torch.stack([torch.where(digits == digit)[0][:10] for digit in digits.tolist()])
+    best, categories = vae_control.consensus(first, larger, nearest)
+    right = [(q.argmax(1) == digits).float().mean() for q in first]
+    assert max(right) < 0.93 and best in range(4)
+    counts = torch.zeros(10, 10).index_put_((categories, digits), torch.ones(3000), accumulate=True)
+    assert counts.max(1).values.sum() / 3000 > 0.98 and sorted(counts.argmax(1).tolist()) == list(range(10))
+
+
+def test_the_likeliest_consensus_is_taken():
+    digits = torch.arange(1000) % 10
+    right, merged = (nn.functional.one_hot(x, 10).float() for x in (digits, digits // 2))
+    nearest = (torch.arange(1000)[:, None] + 10 * torch.arange(1, 6)) % 1000
+    for order, best in (([merged, right], 1), ([right, merged], 0)):
+        chosen, categories = vae_control.consensus(order, [right, right], nearest)
+        assert chosen == best and torch.equal(categories, digits)
 
 
 def run(folder, monkeypatch, **constants):
@@ -154,20 +181,29 @@ def test_overclustering_and_each_distortion_stand_where_they_belong(few_images, 
 
 
 def test_training_on_the_votes(few_images, tmp_path, monkeypatch, capsys):
-    """The encoder learns the category of each image's vote, from these images alone."""
-    monkeypatch.setattr(vae_control, "VOTE_EPOCHS", 30)
+    """The encoder of the chosen start learns the category of each image's vote, from these images alone."""
+    target = {}
+
+    def voted(categories, nearest):
+        target["vote"] = torch.arange(len(categories)) % 3
+        return target["vote"]
+
+    monkeypatch.setattr(vae_control, "VOTE_EPOCHS", 60)
     monkeypatch.setattr(vae_control, "BATCH_SIZE", 50)
-    monkeypatch.setattr(vae_control, "voted", lambda categories, images: (images[:, :14].sum((1, 2)) % 10).long())
+    monkeypatch.setattr(vae_control, "voted", voted)
     with runs.start(tmp_path, vars(vae_control) | {"DEVICE": "cpu"}) as run:
         train = data.colored_set(train=True, device=run.device)
         torch.manual_seed(0)
-        model = ControlVAE(2, 4, 10)
-        optimizer = torch.optim.Adam(model.parameters(), vae_control.LEARNING_RATE)
-        vae_control.train_on_votes(model, optimizer, train, run)
-    target = vae_control.voted(None, train.images)
-    assert (model.encode(train.colored(slice(None)))[2][:, 0].argmax(1) == target).float().mean() > 0.5
-    assert "of 400 images change category" in capsys.readouterr().out
-    assert model.decoder[0].weight.grad is None
+        models = [ControlVAE(2, 4, 10) for _ in range(2)]
+        heads = [nn.Linear(256, 30) for _ in range(2)]
+        optimizers = [torch.optim.Adam(model.parameters(), vae_control.LEARNING_RATE) for model in models]
+        state = torch.get_rng_state()
+        best = vae_control.best_start(list(zip(models, heads, optimizers, strict=True)), train, run)
+    torch.set_rng_state(state)
+    voters = torch.randperm(400)
+    assert best in models and f"start {models.index(best) + 1} goes on" in capsys.readouterr().out
+    assert (best.encode(train.colored(voters))[2][:, 0].argmax(1) == target["vote"]).float().mean() > 0.5
+    assert best.decoder[0].weight.grad is None and models[1 - models.index(best)].encoder[1].weight.grad is None
 
 
 def test_main_and_resume(few_images, tmp_path, monkeypatch, capsys):
@@ -216,7 +252,8 @@ def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
     ("name", "value"),
     [
         ("N_STARTS", 0),
-        ("N_OVERCLUSTERS", 0),
+        ("N_OVERCLUSTERS", 1),
+        ("CONSENSUS_ROUNDS", 0),
         ("N_VOTERS", 1),
         ("N_NEIGHBORS", 0),
         ("VOTE_ROUNDS", -1),
@@ -260,8 +297,11 @@ def test_votes_move_a_group_that_resembles_another_category(monkeypatch):
     wrong[:25] = 7
     monkeypatch.setattr(vae_control, "N_NEIGHBORS", 10)
     monkeypatch.setattr(vae_control, "VOTE_ROUNDS", 10)
-    assert torch.equal(vae_control.voted(wrong, bars.flatten(0, 2)), categories)
+    nearest = vae_control.neighbours(bars.flatten(0, 2))
+    assert nearest.shape == (200, 10) and not (nearest == torch.arange(200)[:, None]).any()
+    assert torch.equal(vae_control.voted(wrong, nearest), categories)
     monkeypatch.setattr(vae_control, "VOTE_ROUNDS", 0)
-    assert torch.equal(vae_control.voted(wrong, bars.flatten(0, 2)), wrong)
+    assert torch.equal(vae_control.voted(wrong, nearest), wrong)
     monkeypatch.setattr(vae_control, "VOTE_ROUNDS", 1)
-    assert torch.equal(vae_control.voted(torch.tensor([1, 2]), bars.flatten(0, 2)[:2]), torch.tensor([2, 1]))
+    two = vae_control.neighbours(bars.flatten(0, 2)[:2])
+    assert torch.equal(vae_control.voted(torch.tensor([1, 2]), two), torch.tensor([2, 1]))
