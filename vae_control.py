@@ -3,8 +3,8 @@
 Two terms are added to the joint model's negative ELBO. The first rewards a first variable that stays the same when the
 image is slightly deformed and recoloured, that is certain, and that uses all of its categories. The second rewards a
 decoder that draws what this variable says. Its ten categories become the ten digits, and setting it chooses the digit,
-like a knob. The two continuous numbers still hold the hue. Before all this, the encoder alone is trained on the first
-term, then on a vote among images with similar grey levels.
+like a knob. The two continuous numbers still hold the hue. Before all this, several encoders alone are trained on the
+first term, and one goes on, trained on what they agree on and on votes among images with similar grey levels.
 
     python vae_control.py        # edit the constants below, run again
 
@@ -16,9 +16,10 @@ Papers: Kingma & Welling, Auto-Encoding Variational Bayes, 2014 (the ELBO, the G
 Jang, Gu & Poole, Categorical Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete
 Distribution, 2017 (the categorical latent); Hu et al., Learning Discrete Representations via Information Maximizing
 Self-Augmented Training, 2017, and Ji et al., Invariant Information Clustering, 2019 (the first term); Simard,
-Steinkraus & Platt, Best Practices for Convolutional Neural Networks, 2003 (elastic deformation); Raghavan, Albert &
-Kumara, Near Linear Time Algorithm to Detect Community Structures in Large-Scale Networks, 2007 (the vote of the
-neighbours); Chen et al., InfoGAN, 2016 (the second term).
+Steinkraus & Platt, Best Practices for Convolutional Neural Networks, 2003 (elastic deformation); Dawid & Skene,
+Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm, 1979 (the consensus of the starts);
+Raghavan, Albert & Kumara, Near Linear Time Algorithm to Detect Community Structures in Large-Scale Networks, 2007 (the
+votes of the neighbours); Chen et al., InfoGAN, 2016 (the second term).
 """
 
 import functools
@@ -76,7 +77,7 @@ START_ELASTIC = 0.7  # the same in the start (below), where more of it mixes dig
 # repeats it.
 N_STARTS = 4
 N_OVERCLUSTERS = 30  # categories of the larger variable
-START_EPOCHS = 4
+START_EPOCHS = 6
 
 # The consensus and the votes. What the starts see in some training images, and in their nearest neighbours, is combined
 # into one category for each image (after Dawid & Skene 1979). That corrects what only some starts mix. Some look-alikes
@@ -85,8 +86,8 @@ START_EPOCHS = 4
 # is trained on the result.
 N_VOTERS = 20_000  # images
 N_NEIGHBORS = 10  # of each, among the voters; with too many, all images vote for the same
-CONSENSUS_ROUNDS = 30  # of expectation maximization
-VOTE_ROUNDS = 10
+CONSENSUS_ROUNDS = 10  # of expectation maximization
+VOTE_ROUNDS = 5
 VOTE_EPOCHS = 6  # of the training on the result; 0: the consensus only chooses the start
 
 # Training.
@@ -231,7 +232,8 @@ def knob_term(model: ControlVAE, code: Tensor) -> Tensor:
     """-log q(c | picture) in nats, summed over the batch of codes (B, D + N·K): is the category that is set drawn?
 
     The picture is decoded from the code with a random category c in its first variable, and read by the encoder. Only
-    the decoder is trained by it. InfoGAN's bound on the mutual information of c and the picture: Chen et al. 2016.
+    the decoder is trained by it. Up to a constant it is minus InfoGAN's bound on the mutual information of c and the
+    picture: Chen et al. 2016.
     """
     c = torch.randint(model.n_categories, (len(code),), device=code.device)
     turned = code.detach().clone()
