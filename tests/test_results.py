@@ -124,26 +124,24 @@ def test_the_tables_of_the_ingredients_and_of_other_data_stand_unedited_in_the_t
     for file, table in (("control.md", control.table()), ("fashion.md", fashion.tables())):
         assert read(COMPARE / file) == table and table in read(RESULTS)
     words = " ".join(read(RESULTS).split())
-    found = [control.run(control.ALL, seed)["results"] for seed in control.SEEDS]
-    shares = dict(zip(control.SEEDS, (100 * r["digit_accuracy"] for r in found), strict=True))
-    mixed = {seed: share for seed, share in shares.items() if share < 95}
-    rest = sorted(shares.values())[len(mixed) :]
-    assert (
-        all(r["digits_found"] == 10 for r in found)
-        and "In each of the twenty seeds the ten categories are named after ten digits" in words
-    )
-    assert f"In eighteen of them the first variable is the digit of {rest[0]:.1f} to {rest[-1]:.1f}%" in words
-    assert list(mixed) == [57, 59] and "end at {:.1f} and {:.1f}%".format(*mixed.values()) in words
-    apart = {s: r for s, r in zip(control.SEEDS, found, strict=True) if r["latents"]["z2"]["mi_hue"] < 0.5}
-    assert list(apart) == [57] and f"by swap {100 * apart[57]['swap_both']:.1f}%" in words
-    assert all(r["latents"]["v2"]["mi_hue"] < 0.02 for r in found if r is not apart[57])
+    found = {seed: control.run(control.ALL, seed)["results"] for seed in control.SEEDS}
+    shares = sorted(100 * r["digit_accuracy"] for r in found.values())
+    assert all(r["digits_found"] == 10 for r in found.values()) and len(found) == 20
+    assert f"the first variable is the digit of {shares[0]:.1f} to {shares[-1]:.1f}% of the test images." in words
+    hues = {
+        name: [r["latents"][name]["mi_hue"] for r in found.values()] for name in ("z1", "z2", "v1", "v2", "v3", "v4")
+    }
+    assert min(hues["z1"] + hues["z2"]) > 1
+    highest = max(max(values) for name, values in hues.items() if name.startswith("v"))
+    assert f"no variable carries more than {highest:.2f} nats" in words
+    last = min(found, key=lambda seed: found[seed]["knob_both"])
+    assert f"reaches {100 * found[last]['knob_both']:.1f}% only (seed {last})" in words
     rows = [
-        [control.run(row, seed)["results"] for seed in control.SEEDS[:2]] for row in ("without the vote", control.ALL)
+        [control.run(row, seed)["results"] for seed in control.SEEDS[:2]] for row in ("without the votes", control.ALL)
     ]
     in_nine = [[r["category_counts"][r["category_digits"].index(9)][7] for r in row] for row in rows]
-    assert "Without the vote {} and {} of the 1,028".format(*in_nine[0]) in words
-    assert "with it {} and {} (seeds 40 and 41)".format(*in_nine[1]) in words
-    assert control.run("one start", 41)["results"]["digits_found"] == 9
+    assert "Without the votes {} and {} of the 1,028".format(*in_nine[0]) in words
+    assert "with them {} and {}".format(*in_nine[1]) in words
     first = fashion.vae("control")["results"]
     assert set(first["category_digits"]) == set(range(10)) - {5}  # sandals
     coats = first["category_counts"][first["category_digits"].index(4)]
