@@ -82,8 +82,8 @@ START_EPOCHS = 6
 # The consensus and the votes. What the starts see in some training images, and in their nearest neighbours, is combined
 # into one category for each image (after Dawid & Skene 1979). That corrects what only some starts mix. Some look-alikes
 # are in the wrong category in most of them, above all 7s with a bar with the 9s. So then, round after round, each image
-# takes the category most frequent among its neighbours (label propagation: after Raghavan et al. 2007). The best start
-# is trained on the result.
+# takes the category most frequent among its neighbours (label propagation: after Raghavan et al. 2007). One of the
+# starts is trained on the result.
 N_VOTERS = 20_000  # images
 N_NEIGHBORS = 10  # of each, among the voters; with too many, all images vote for the same
 CONSENSUS_ROUNDS = 10  # of expectation maximization
@@ -262,19 +262,20 @@ def neighbours(images: Tensor) -> Tensor:
 
 
 def consensus(first: list[Tensor], larger: list[Tensor], nearest: Tensor) -> tuple[int, Tensor]:
-    """The start to go on with and the categories of V images (V,), from what all starts say about these. No labels.
+    """Which start goes on, and the categories of V images (V,): what all starts say about them, combined. No labels.
 
-    first: each start's probabilities of the first variable (V, K); larger: those of the larger variable (V, L);
-    nearest: neighbours of the images. The model is a latent class model: an image has a category, and in each of them a
-    start gives the image and its neighbours a certain distribution of its larger variable. It is fitted by expectation
-    maximization, once from each start's first variable, and the likeliest solution is taken. So the starts are several
-    observers whose errors are learned: Dawid & Skene 1979.
+    first: each start's probabilities of its first variable, (V, K); larger: of its larger variable, (V, L); nearest:
+    the neighbours of each image, (V, N_NEIGHBORS). In the latent class model that is fitted each image has one unknown
+    category. It decides with which probabilities a start puts the image, and its neighbours, into each category of the
+    larger variable. Expectation maximization finds these tables and the images' categories, once from each start's
+    first variable. The likeliest solution is taken, with its start. So the starts are observers whose errors are
+    learned: Dawid & Skene 1979, here with probabilities as answers.
     """
     seen = torch.cat([*larger, *(p[nearest].mean(1) for p in larger)], 1)  # (V, 2 · N_STARTS · L)
     solutions = []
     for q in first:
         for _ in range(CONSENSUS_ROUNDS):
-            tables = (q.T @ seen + 1) / (q.sum(0)[:, None] + larger[0].shape[1])  # (K, ·), with one more image in each
+            tables = (q.T @ seen + 1) / (q.sum(0)[:, None] + larger[0].shape[1])  # (K, ·); the 1 keeps all above 0
             joint = q.mean(0).clamp_min(1e-9).log() + seen @ tables.log().T  # log p(category, what is seen), (V, K)
             q = joint.softmax(1)
         solutions.append((joint.logsumexp(1).mean().item(), q.argmax(1)))
