@@ -4,7 +4,7 @@ Two terms are added to the joint model's negative ELBO. The first rewards a firs
 image is slightly deformed and recoloured, that is certain, and that uses all of its categories. The second rewards a
 decoder that draws what this variable says. Its ten categories become the ten digits, and setting it chooses the digit,
 like a knob. The two continuous numbers still hold the hue. Before all this, several encoders alone are trained on the
-first term, and one goes on, trained on what they agree on and on votes among images with similar grey levels.
+first term. One goes on, trained on the categories that explain all of them best, after votes among similar images.
 
     python vae_control.py        # edit the constants below, run again
 
@@ -71,19 +71,19 @@ MAX_SHEAR = 0.15  # horizontal pixels for each vertical one
 ELASTIC = 1.2  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
 START_ELASTIC = 0.7  # the same in the start (below), where more of it mixes digits
 
-# The start. From some random initializations two digits end up in one category, or mixed in two. So several encoders
-# are trained on the first term, without a decoder. Meanwhile the term is also applied to a larger variable of each
-# (overclustering: Ji et al. 2019), which is not kept. An interruption before the end of the first epoch after all this
-# repeats it.
+# The start. Some random initializations end with two digits in one category, or with two categories that each hold some
+# of both. So several encoders are trained on the first term, without a decoder. During this, each also has a second,
+# larger variable, which is trained with the same term and thrown away afterwards (overclustering: Ji et al. 2019). A
+# run that is interrupted before its first epoch is saved begins again here.
 N_STARTS = 4
 N_OVERCLUSTERS = 30  # categories of the larger variable
 START_EPOCHS = 6
 
-# The consensus and the votes. What the starts see in some training images, and in their nearest neighbours, is combined
-# into one category for each image (after Dawid & Skene 1979). That corrects what only some starts mix. Some look-alikes
-# are in the wrong category in most of them, above all 7s with a bar with the 9s. So then, round after round, each image
-# takes the category most frequent among its neighbours (label propagation: after Raghavan et al. 2007). One of the
-# starts is trained on the result.
+# The consensus and the votes. For some training images, what all starts say about the image and its nearest neighbours
+# is combined into one category (after Dawid & Skene 1979). This corrects mistakes that only some starts make. Those
+# that most of them share remain: above all, 7s with a bar are with the 9s. So then, round after round, each image takes
+# the category most frequent among its neighbours (label propagation: after Raghavan et al. 2007). One of the starts is
+# trained on the result.
 N_VOTERS = 20_000  # images
 N_NEIGHBORS = 10  # of each, among the voters; with too many, all images vote for the same
 CONSENSUS_ROUNDS = 10  # of expectation maximization
@@ -265,18 +265,19 @@ def consensus(first: list[Tensor], larger: list[Tensor], nearest: Tensor) -> tup
     """Which start goes on, and the categories of V images (V,): what all starts say about them, combined. No labels.
 
     first: each start's probabilities of its first variable, (V, K); larger: of its larger variable, (V, L); nearest:
-    the neighbours of each image, (V, N_NEIGHBORS). In the latent class model that is fitted each image has one unknown
-    category. It decides with which probabilities a start puts the image, and its neighbours, into each category of the
-    larger variable. Expectation maximization finds these tables and the images' categories, once from each start's
-    first variable. The likeliest solution is taken, with its start. So the starts are observers whose errors are
-    learned: Dawid & Skene 1979, here with probabilities as answers.
+    the neighbours of each image, (V, N_NEIGHBORS). In the latent class model that is fitted, each image has one unknown
+    category. For each category, and each start, two tables say how often the start puts such an image into each of its
+    L groups, and how often the image's neighbours. Expectation maximization alternates: from the categories'
+    probabilities for each image it computes the tables, and from these the probabilities. Of the solutions that begin
+    with each start's first variable the likeliest is taken, with its start. After Dawid & Skene 1979, where observers
+    with unknown errors judge the same cases; here probabilities count as fractions of an answer.
     """
     seen = torch.cat([*larger, *(p[nearest].mean(1) for p in larger)], 1)  # (V, 2 · N_STARTS · L)
     solutions = []
     for q in first:
         for _ in range(CONSENSUS_ROUNDS):
             tables = (q.T @ seen + 1) / (q.sum(0)[:, None] + larger[0].shape[1])  # (K, ·); the 1 keeps all above 0
-            joint = q.mean(0).clamp_min(1e-9).log() + seen @ tables.log().T  # log p(category, what is seen), (V, K)
+            joint = q.mean(0).clamp_min(1e-9).log() + seen @ tables.log().T  # log p(category, seen) + constant, (V, K)
             q = joint.softmax(1)
         solutions.append((joint.logsumexp(1).mean().item(), q.argmax(1)))
     best = max(range(len(first)), key=lambda i: solutions[i][0])
@@ -284,7 +285,7 @@ def consensus(first: list[Tensor], larger: list[Tensor], nearest: Tensor) -> tup
 
 
 def voted(categories: Tensor, nearest: Tensor) -> Tensor:
-    """The categories of images (V,) after VOTE_ROUNDS votes, (V,). Raghavan et al. 2007.
+    """The categories of images (V,) after VOTE_ROUNDS votes, (V,). After Raghavan et al. 2007.
 
     In each, all images at once take the most frequent category of their nearest ones (V, N_NEIGHBORS), the lowest in a
     tie.
