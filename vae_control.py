@@ -84,7 +84,7 @@ START_EPOCHS = 6
 # that most of them share remain: above all, 7s with a bar are with the 9s. So then, round after round, each image takes
 # the category most frequent among its neighbours (label propagation: after Raghavan et al. 2007). One of the starts is
 # trained on the result.
-N_VOTERS = 20_000  # images
+N_VOTERS = 20_000  # images; with fewer than some hundreds, categories can get lost
 N_NEIGHBORS = 10  # of each, among the voters; with too many, all images vote for the same
 CONSENSUS_ROUNDS = 10  # of expectation maximization
 VOTE_ROUNDS = 5
