@@ -50,8 +50,9 @@ def usual_way() -> float:
     loaders = [DataLoader(domain, size, shuffle=True, num_workers=WORKERS) for domain in domains]
     generators = [cyclegan_colors.Generator() for _ in range(2)]
     discriminators = [cyclegan_colors.Discriminator() for _ in range(2)]
+    betas = cyclegan_colors.BETA1, cyclegan_colors.BETA2
     g_optimizers, d_optimizers = (
-        [torch.optim.Adam(network.parameters(), rate, betas=(cyclegan_colors.BETA1, 0.999)) for network in networks]
+        [torch.optim.Adam(network.parameters(), rate, betas=betas) for network in networks]
         for networks in (generators, discriminators)
     )
     bce, ones, zeros = F.binary_cross_entropy_with_logits, torch.ones(size, 1), torch.zeros(size, 1)

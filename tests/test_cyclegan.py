@@ -74,8 +74,9 @@ def test_the_discriminators_loss_is_bce_plus_half_the_penalty_on_real_images():
 def test_the_defaults_are_the_homeworks_where_it_speaks():
     constants = runs.constants(vars(cyclegan_colors), data.DOMAINS)
     assert (constants["BATCH_SIZE"], constants["LEARNING_RATE"]) == (120, 0.0003)
-    assert constants["IMAGES_PER_EPOCH"] == 30_000 and constants["EPOCHS"] <= 20  # an epoch: one pass over a half
-    assert constants["R1_EVERY"] == 4 and constants["BETA1"] == 0.5 and constants["CYCLE_WEIGHT"] == 2
+    assert constants["IMAGES_PER_EPOCH"] == 30_000 and constants["EPOCHS"] <= 30  # an epoch: one pass over a half
+    assert constants["R1_EVERY"] == 4 and constants["CYCLE_WEIGHT"] == 2
+    assert [constants[name] for name in ("BETA1", "BETA2", "MOMENTUM_FROM", "DECAY_FROM")] == [0.5, 0.95, 0.3, 0.7]
 
 
 def test_the_domains_wear_the_same_colors_shifted_by_a_digit():
@@ -184,6 +185,7 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch):
 
 
 def test_the_rate_falls_to_zero(few_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(cyclegan_colors, "DECAY_FROM", 0.5)
     assert [cyclegan_colors.rate(step, 100) for step in (0, 50, 75, 100)] == [1, 1, 0.5, 0]
     make, domains = cyclegan_colors.make_domains, []
     monkeypatch.setattr(cyclegan_colors, "make_domains", lambda *args: domains.extend(make(*args)) or tuple(domains))
@@ -192,6 +194,24 @@ def test_the_rate_falls_to_zero(few_images, tmp_path, monkeypatch):
     for domain in domains:
         for optimizer in (domain.generator_optimizer, domain.discriminator_optimizer):
             assert optimizer.param_groups[0]["lr"] == pytest.approx(cyclegan_colors.LEARNING_RATE / 4)
+
+
+@pytest.mark.parametrize(("begins", "n"), [(0.5, 4), (1.0, 8)])
+def test_momentum_begins_after_a_share_of_the_run(begins, n, few_images, tmp_path, monkeypatch):
+    """In all four networks, from the update on at which that share is reached; 8 updates here."""
+    make, betas = cyclegan_colors.make_domains, []
+
+    def make_and_watch(*args):
+        domains = make(*args)
+        for domain in domains:
+            for optimizer in (domain.generator_optimizer, domain.discriminator_optimizer):
+                optimizer.register_step_pre_hook(lambda self, *_: betas.append(self.param_groups[0]["betas"]))
+        return domains
+
+    monkeypatch.setattr(cyclegan_colors, "make_domains", make_and_watch)
+    monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
+    run(tmp_path, monkeypatch, EPOCHS=2, BETA1=0.25, BETA2=0.75, MOMENTUM_FROM=begins)
+    assert betas == [(0.25, 0.75)] * 4 * n + [(0.9, 0.75)] * 4 * (8 - n)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
@@ -283,6 +303,8 @@ def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
         ("R1_WEIGHT", -1),
         ("R1_EVERY", 0),
         ("BETA1", 1),
+        ("BETA2", 1),
+        ("MOMENTUM_FROM", 1.5),
         ("EMA_DECAY", 1.0),
         ("CYCLE_WEIGHT", float("inf")),
         ("IMAGES_PER_EPOCH", 0),
