@@ -55,7 +55,7 @@ R1_WEIGHT = 0.3  # weight of the penalty, half the mean squared gradient; 0: non
 R1_EVERY = 4  # steps from one penalty to the next, which has as many times the weight; more of them save time
 BETA1 = 0.5  # Adam's, at first: a shorter memory of gradients than the usual 0.9 finds the permutation sooner
 MOMENTUM_FROM = 0.3  # share of the run after which beta1 is 0.9, which makes the colours exact sooner; 1: never
-BETA2 = 0.95  # Adam's: a shorter memory of their squares than the usual 0.999; at the same rate, steps go further
+BETA2 = 0.95  # Adam's: a shorter memory of squared gradients than the usual 0.999; at the same rate, steps go further
 CYCLE_WEIGHT = 2.0  # weight of the mean L1 distance of an image to its translation there and back; 0: none
 EMA_DECAY = 0.998  # of the average of each generator's weights, which is scored, shown and saved; 0: the last weights
 

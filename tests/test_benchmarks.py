@@ -77,7 +77,8 @@ def test_fashion_asks_for_each_script_and_writes_both_tables(tmp_path, monkeypat
     fashion.main()
     names = ["cyclegan_colors", "vae_continuous", "vae_discrete", "vae_joint", "vae_control"]
     assert [name for name, *_ in asked] == names and {f"{name}_FashionMNIST" for name in names} == {a[1] for a in asked}
-    assert all(edits == {"DATASET": "FashionMNIST"} for *_, edits in asked)
+    assert all(edits["DATASET"] == "FashionMNIST" for *_, edits in asked)
+    assert all(edits == {"DATASET": "FashionMNIST"} for *_, edits in asked[1:])  # the VAEs: the scripts' constants
     written = (tmp_path / "fashion.md").read_text(encoding="utf-8")
     assert "| control | 250.0 |" in written and "| Ankle boot |" in written
 
