@@ -242,7 +242,8 @@ class Run:
                 saved = "the last whole epoch is saved, run again to go on" if self._saved_epoch else None
                 print(f"\nStopped: {saved or 'no epoch was finished or saved'}.", file=sys.stderr)
                 raise SystemExit(130) from None  # a shell's status for a program that was interrupted
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in str(error):
+            too_large = ("t allocate memory", "size calculation overflowed")  # torch's words on a CPU
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in too_large):
                 small = f"The memory of this machine ({self.device}) is too small"
                 raise SystemExit(f"{small}: try smaller sizes among the constants.{self._kept()}") from None
 
