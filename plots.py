@@ -565,7 +565,7 @@ def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, 
 @styled()
 def translation_curves(path: Path, history: list[dict]) -> None:
     """Colour right and exact and digit kept over the updates, on the test images of the log, for both directions."""
-    figure, ((axes,),) = _figure(1, 1, 6.5, 3.2)
+    figure, ((axes,),) = _figure(1, 1, 8.2, 3.2)
     steps = [row["step"] for row in history]
     for name, color in (("a_to_b", "tab:blue"), ("b_to_a", "tab:red")):
         for part, label, style in (
@@ -576,7 +576,7 @@ def translation_curves(path: Path, history: list[dict]) -> None:
             values = [100 * row[f"{name}_{part}"] for row in history]
             axes.plot(steps, values, style, marker=".", color=color, label=f"{DIRECTIONS[name]}, {label}")
     axes.set(xlabel="updates", ylabel="%", ylim=(-2, 102), title="Translation over training, 2,000 test images")
-    axes.legend(loc="lower right")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves, wherever they run
     _save(figure, path)
 
 

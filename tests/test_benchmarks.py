@@ -65,7 +65,7 @@ def test_fashion_by_class():
     assert data.DATASET == "MNIST" and "by knob, both %" in fashion.COLUMNS and "class kept, %" in fashion.COLUMNS
 
 
-def test_fashion_asks_for_each_script_and_writes_both_tables(tmp_path, monkeypatch):
+def test_fashion_asks_for_each_script_and_writes_the_tables(tmp_path, monkeypatch):
     asked = []
 
     def run(script, folder, edits, *_):
@@ -76,9 +76,12 @@ def test_fashion_asks_for_each_script_and_writes_both_tables(tmp_path, monkeypat
     monkeypatch.setattr(fashion.compare, "run", run)
     fashion.main()
     names = ["cyclegan_colors", "vae_continuous", "vae_discrete", "vae_joint", "vae_control"]
-    assert [name for name, *_ in asked] == names and {f"{name}_FashionMNIST" for name in names} == {a[1] for a in asked}
-    assert all(edits["DATASET"] == "FashionMNIST" for *_, edits in asked)
-    assert all(edits == {"DATASET": "FashionMNIST"} for *_, edits in asked[1:])  # the VAEs: the scripts' constants
+    folders = [f"{name}_FashionMNIST" for name in names]
+    assert [folder for _, folder, _ in asked] == [folders[0], f"{folders[0]}_ten-hues", *folders[1:]]
+    assert all(folder.startswith(script) and edits["DATASET"] == "FashionMNIST" for script, folder, edits in asked)
+    assert all(edits == {"DATASET": "FashionMNIST"} for *_, edits in asked[2:])  # the VAEs: the scripts' constants
+    a, b = asked[1][2]["DOMAIN_A"], asked[1][2]["DOMAIN_B"]
+    assert len(set(a)) == 10 and b == a[1:] + a[:1] and a[0] == "#ff0000" and a[5] == "#00ffff"
     written = (tmp_path / "fashion.md").read_text(encoding="utf-8")
     assert "| control | 250.0 |" in written and "| Ankle boot |" in written
 
