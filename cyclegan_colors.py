@@ -48,8 +48,8 @@ import runs
 # penalty on real images keeps the discriminators smooth. Without it the permutation is found, and lost again. The cycle
 # loss keeps digits from being bent into others. It also gives each generator pairs to learn from: the fakes of the
 # other one, and the real images that they were made from. So what is clear in one direction teaches the other, even to
-# tell a dim cyan stroke from a teal one. A heavy cycle loss makes colours more exact, but at a low rate it holds the
-# generators in wrong permutations. So it may begin late: REFINE_WEIGHT = 40.0 makes clothes (FashionMNIST) more exact.
+# tell a dim cyan stroke from a teal one. A heavy cycle loss makes colours more exact, but at a low rate, or on clothes
+# (FashionMNIST), it holds the generators in wrong permutations. It can begin later: REFINE_WEIGHT = 40.0 helps there.
 # Adam with a short memory of squared gradients gets further at the same rate. Until the rate has fallen, the averages
 # are far more exact than the last weights.
 HE_WEIGHTS = True  # the discriminators' first weights: True for He et al. 2015; torch's own are 2.4 times smaller

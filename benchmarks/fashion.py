@@ -1,4 +1,4 @@
-"""The scripts on FashionMNIST, one run of each: the VAEs in one table, and the translation by class in two.
+"""The scripts on FashionMNIST, one run of each: the VAEs in one table, and the translation by class in three.
 
     python -m benchmarks.fashion
 
@@ -17,12 +17,13 @@ from benchmarks import translation
 from data import matplotlib  # imported there whatever MPLBACKEND says
 
 DATASET = {"DATASET": "FashionMNIST"}
-FAST = translation.FAST | {"CYCLE_WEIGHT": 2.0, "REFINE_WEIGHT": 40.0}
+FAST = translation.FAST | {"CYCLE_WEIGHT": 2.0, "REFINE_WEIGHT": 40.0}  # a cycle loss that becomes heavy later
 HUES = tuple(matplotlib.colors.to_hex(matplotlib.colors.hsv_to_rgb((i / 10, 1, 1))) for i in range(10))
-PALETTES = {
-    "": {},
-    "_ten-hues": {"DOMAIN_A": HUES, "DOMAIN_B": HUES[1:] + HUES[:1]},
-}  # part of the folder's name → edits
+TRANSLATIONS = {  # end of the folder's name → edits
+    "": FAST,
+    "_REFINE_WEIGHT=0": FAST | {"REFINE_WEIGHT": 0.0},
+    "_ten-hues": FAST | {"DOMAIN_A": HUES, "DOMAIN_B": HUES[1:] + HUES[:1]},
+}
 COLUMNS = {
     heading.replace("digit", "class"): column for heading, column in (compare.COLUMNS | compare.KNOB_COLUMNS).items()
 }
@@ -34,10 +35,10 @@ def vae(name: str) -> dict:
     return compare.run(script, compare.OUTPUT_DIR / f"{script.__name__}_FashionMNIST", DATASET)
 
 
-def colors(name: str, palettes: dict) -> dict:
-    """The same for the translation, with these colours: the fast constants, and a light cycle loss."""
+def colors(name: str) -> dict:
+    """The same for one of the TRANSLATIONS."""
     folder = compare.OUTPUT_DIR / f"cyclegan_colors_FashionMNIST{name}"
-    return compare.run(cyclegan_colors, folder, DATASET | FAST | palettes, data.DOMAINS)
+    return compare.run(cyclegan_colors, folder, DATASET | TRANSLATIONS[name], data.DOMAINS)
 
 
 def by_class(results: dict) -> str:
@@ -55,11 +56,11 @@ def by_class(results: dict) -> str:
 
 
 def tables() -> str:
-    """Markdown: the VAEs, then the translation by class with each pair of palettes.
+    """Markdown: the VAEs, then each of the TRANSLATIONS by class.
 
     Runs or reads everything, and prints each table or row as it comes.
     """
-    translated = [by_class(colors(name, palettes)["results"]) for name, palettes in PALETTES.items()]
+    translated = [by_class(colors(name)["results"]) for name in TRANSLATIONS]
     print("", *translated, sep="\n", flush=True)
     rows = {}
     for name in compare.SCRIPTS:

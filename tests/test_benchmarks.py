@@ -77,10 +77,12 @@ def test_fashion_asks_for_each_script_and_writes_the_tables(tmp_path, monkeypatc
     fashion.main()
     names = ["cyclegan_colors", "vae_continuous", "vae_discrete", "vae_joint", "vae_control"]
     folders = [f"{name}_FashionMNIST" for name in names]
-    assert [folder for _, folder, _ in asked] == [folders[0], f"{folders[0]}_ten-hues", *folders[1:]]
+    translations = [f"{folders[0]}{name}" for name in ("", "_REFINE_WEIGHT=0", "_ten-hues")]
+    assert [folder for _, folder, _ in asked] == [*translations, *folders[1:]]
     assert all(folder.startswith(script) and edits["DATASET"] == "FashionMNIST" for script, folder, edits in asked)
-    assert all(edits == {"DATASET": "FashionMNIST"} for *_, edits in asked[2:])  # the VAEs: the scripts' constants
-    a, b = asked[1][2]["DOMAIN_A"], asked[1][2]["DOMAIN_B"]
+    assert all(edits == {"DATASET": "FashionMNIST"} for *_, edits in asked[3:])  # the VAEs: the scripts' constants
+    a, b = asked[2][2]["DOMAIN_A"], asked[2][2]["DOMAIN_B"]
+    assert [edits["REFINE_WEIGHT"] for *_, edits in asked[:3]] == [40, 0, 40]
     assert len(set(a)) == 10 and b == a[1:] + a[:1] and a[0] == "#ff0000" and a[5] == "#00ffff"
     written = (tmp_path / "fashion.md").read_text(encoding="utf-8")
     assert "| control | 250.0 |" in written and "| Ankle boot |" in written

@@ -164,14 +164,15 @@ def test_the_tables_of_the_ingredients_and_of_other_data_stand_unedited_in_the_t
         coats[name], sandals[name] = coats[name] + counts[4], sandals[name] + counts[5]
     assert coats[2] + coats[6] > 0.7 * sum(coats) and sandals[7] + sandals[9] > 0.95 * sum(sandals)
     assert f"It is the class of {100 * first['digit_accuracy']:.1f}% of the test images" in words
-    clothes, hues = (fashion.colors(*palettes)["results"] for palettes in fashion.PALETTES.items())
+    clothes, light, hues = (fashion.colors(name)["results"] for name in fashion.TRANSLATIONS)
     assert f"The classifier itself reads {100 * clothes['oracle_a_to_b_digit']:.1f}% right" in words
     both = "{:.1f} and {:.1f}%".format
-    right, exact, ten = (
+    right, exact, before, ten = (
         both(*(100 * r[f"{way}_{part}"] for way in translation.DIRECTIONS))
-        for r, part in ((clothes, "color"), (clothes, "exact"), (hues, "exact"))
+        for r, part in ((clothes, "color"), (clothes, "exact"), (light, "exact"), (hues, "exact"))
     )
     assert f"{right} of the colours are right, and {exact} exact." in words and f"There {ten} are exact" in words
+    assert f"but only {before} of the colours were exact." in words
     worn = [color in ("teal", "cyan", "purple", "magenta") for color in data.DOMAIN_A]
     exact = list(zip(worn, clothes["a_to_b_exact_by_digit"], strict=True))
     low, high = max(share for one, share in exact if one), min(share for one, share in exact if not one)
