@@ -34,6 +34,7 @@ SEEDS = (0, 1, 2, 3, 4)
 EDITS = (
     ("continuous", {"LATENT_DIM": 8}),
     ("discrete", {"N_VARIABLES": 30, "N_CATEGORIES": 10}),
+    ("joint", {"EMA_DECAY": 0.0}),
     ("joint", {"EPOCHS": 10}),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10}),
     ("joint", {"N_VARIABLES": 30, "N_CATEGORIES": 10, "BETA": 0.5}),
@@ -88,7 +89,7 @@ def run(
         if not path.exists() or runs.first_difference(runs.load_results(path)["constants"], wanted):
             print(f"\nRunning {folder.name}.\n")
             script.main()
-            if folder != before["OUTPUT_DIR"]:  # the state that a longer run would need: 33 MB for each of many runs
+            if folder != before["OUTPUT_DIR"]:  # the state that a longer run would need: 44 MB for each of many runs
                 (folder / "finished.pt").unlink(missing_ok=True)
         return runs.load_results(path, names)
     finally:

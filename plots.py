@@ -187,7 +187,7 @@ def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> No
     """Each term of the loss over the epochs, nats per image: train as lines, test as dots.
 
     `floors`: the pixel entropy of the "train" and of the "test" images. Train values are means over an epoch, during
-    which the model changes. Test values are taken at its end.
+    which the model changes. Test values are taken at its end, with the averaged weights if a script averages them.
     """
     figure, ((left, right),) = _figure(1, 2, WIDTH, 2.8)
     epochs = np.arange(1, len(history) + 1)

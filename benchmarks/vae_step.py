@@ -134,12 +134,13 @@ def floor(name: str) -> dict[str, float]:
 def others(model: nn.Module) -> dict[str, float]:
     """The other parts, those of forward and backward together."""
     train = data.colored_set(train=True, device=torch.device("cpu"))
-    batches = iter(torch.randperm(len(train)).split(BATCH_SIZE))
+    batches, steps = iter(torch.randperm(len(train)).split(BATCH_SIZE)), itertools.count()
     x = train.colored(next(batches))
     logits = x.logit(1e-4).requires_grad_()  # of a good reconstruction
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     gradients = [torch.randn(BATCH_SIZE, m.out_features) for m in layers]
     hidden = [torch.randn(BATCH_SIZE, n).requires_grad_() for n in (512, 256, 256, 512)]
+    average = copy.deepcopy(model).requires_grad_(False)
     latents = copy.deepcopy(model)  # the samples as the network draws them, the encoder's heads given
     latents.encoder = latents.decoder = nn.Identity()
     for head in {"gaussian_head", "categorical_head"} & dict(model.named_children()).keys():
@@ -153,12 +154,19 @@ def others(model: nn.Module) -> dict[str, float]:
         for h in hidden:
             h.relu().backward(h.detach())
 
+    @torch.no_grad()
+    def averaging() -> None:  # of every tenth step
+        if next(steps) % 10 == 0:
+            for mean, last in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(last, 0.01)
+
     parts = {
         "colouring a batch": lambda: train.colored(next(batches)),
         "cross-entropy": lambda: F.binary_cross_entropy_with_logits(logits, x, reduction="sum").backward(),
         "samples and KL": samples,
         "ReLUs": relus,
         "gradients of the biases": lambda: [g.sum(0) for g in gradients],
+        "average of the weights": averaging,
         ".item() of loss and terms": lambda: [term.item() for term in gradients[0][0, :4]],
     }
     return {part: seconds(function)[0] for part, function in parts.items()}

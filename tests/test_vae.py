@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import Categorical, Normal, kl_divergence
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import data
 import metrics
@@ -276,6 +277,34 @@ def test_a_finished_run_goes_on_to_more_epochs(script, few_images, tmp_path, mon
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     run(script, tmp_path / "longer", monkeypatch)  # the same again: trained again, as after an edit of the loss
     assert "epoch 1/3" in capsys.readouterr().out
+
+
+@SCRIPTS
+@pytest.mark.parametrize("decay", [0.0, 0.25, 0.99])
+def test_the_average_of_the_weights_is_scored_and_saved(script, decay, few_images, tmp_path, monkeypatch):
+    """Updated every tenth step and after the last of an epoch: here at 10, 14, 20, 28, 30, 40 and 42 steps."""
+    weights = []
+
+    def keep(optimizer, *_):
+        weights.append(optimizer.param_groups[0]["params"][0].detach().clone())
+
+    monkeypatch.setattr(script, "figures", lambda *args: None)
+    hook = register_optimizer_step_post_hook(keep)
+    try:
+        results = run(script, tmp_path, monkeypatch, EPOCHS=3, BATCH_SIZE=30, EMA_DECAY=decay)
+    finally:
+        hook.remove()
+    average = weights[0]
+    for step in (10, 14, 20, 28, 30, 40, 42):
+        average = average.lerp(weights[step - 1], max(1 - decay, 90 / (90 + step)))
+    model = script.load_model(tmp_path / "model.pt")
+    saved = model.encoder[1].weight
+    assert len(weights) == 42 and torch.equal(saved, weights[-1]) == (decay == 0)
+    assert (saved - average).abs().max() < 0.1 * (saved - weights[-1]).abs().max() + 1e-7
+    test = data.colored_set(train=False, device=torch.device("cpu"))
+    assert metrics.reconstruction(model, metrics.codes_of(model, test), test).items() <= results.items()
+    last = json.loads((tmp_path / "metrics.json").read_text())["history"][-1]
+    assert last["explained_variance"] == pytest.approx(metrics.explained_variance(model, test), abs=1e-6)
 
 
 @SCRIPTS
