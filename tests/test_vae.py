@@ -305,6 +305,8 @@ def test_the_average_of_the_weights_is_scored_and_saved(script, decay, few_image
     assert metrics.reconstruction(model, metrics.codes_of(model, test), test).items() <= results.items()
     last = json.loads((tmp_path / "metrics.json").read_text())["history"][-1]
     assert last["explained_variance"] == pytest.approx(metrics.explained_variance(model, test), abs=1e-6)
+    kl = {name: value for name, value in results.items() if name in ("test_kl_z", "test_kl_v")}  # nothing is sampled
+    assert kl and {name: last[name] for name in kl} == pytest.approx(kl)
 
 
 @SCRIPTS
