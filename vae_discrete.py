@@ -45,7 +45,7 @@ HARD = False  # True: one-hot samples in the forward pass, with the gradient of 
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-# The average of the weights is what is scored, shown and saved. It covers about 10 / (1 - EMA_DECAY) steps, at first a
+# The average of the weights is what is scored, shown and saved. It covers about 10 / (1 - EMA_DECAY) steps, at most a
 # ninth of all so far. At a constant rate the last weights keep moving around it (Polyak & Juditsky 1992).
 EMA_DECAY = 0.99  # its decay in ten steps. Higher: it covers more steps, and lags behind. 0: the last weights
 SEED = 0  # seeds the weights, the order of the images and the samples
@@ -157,7 +157,7 @@ def main() -> dict:
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         averaged = copy.deepcopy(model).requires_grad_(False)
         history = run.resume(model=model, averaged=averaged, optimizer=optimizer)  # a row for each finished epoch
-        step = len(history) * math.ceil(len(train) / BATCH_SIZE)
+        step, behind = len(history) * math.ceil(len(train) / BATCH_SIZE), 0  # the average is this many steps behind
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
             seen = []  # the terms of each batch, read after the last: a GPU need not wait at each step
@@ -172,14 +172,15 @@ def main() -> dict:
 
                 run.check_finite(loss, step)
                 seen.append(torch.stack([*terms.values()]).detach())
-                step += 1
+                step, behind = step + 1, behind + 1
 
                 # The average of the weights, in every tenth step to save time, and after the last of an epoch.
-                if step % 10 == 0 or step % len(batches) == 0:
-                    share = max(1 - EMA_DECAY, 90 / (90 + step))
+                if behind == 10 or step % len(batches) == 0:
+                    share = max(1 - EMA_DECAY ** (behind / 10), 9 * behind / (9 * behind + step))
                     with torch.no_grad():
                         for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
                             mean.lerp_(last, share)
+                    behind = 0
 
             sums = map(sum, torch.stack(seen).T.tolist())
             row = {f"train_{name}": value / len(train) for name, value in zip(terms, sums, strict=True)}
