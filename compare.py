@@ -89,7 +89,7 @@ def run(
         if not path.exists() or runs.first_difference(runs.load_results(path)["constants"], wanted):
             print(f"\nRunning {folder.name}.\n")
             script.main()
-            if folder != before["OUTPUT_DIR"]:  # the state that a longer run would need: 44 MB for each of many runs
+            if folder != before["OUTPUT_DIR"]:  # the state that a longer run would need: 43 MB for each of many runs
                 (folder / "finished.pt").unlink(missing_ok=True)
         return runs.load_results(path, names)
     finally:

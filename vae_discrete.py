@@ -174,7 +174,7 @@ def main() -> dict:
                 seen.append(torch.stack([*terms.values()]).detach())
                 step, behind = step + 1, behind + 1
 
-                # The average of the weights, in every tenth step to save time, and after the last of an epoch.
+                # The average of the weights moves towards the last ones, at every tenth step and at an epoch's end.
                 if behind == 10 or step % len(batches) == 0:
                     share = max(1 - EMA_DECAY ** (behind / 10), 9 * behind / (9 * behind + step))
                     with torch.no_grad():
