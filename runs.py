@@ -351,11 +351,12 @@ class Run:
         """None if a run can go on from this state, else the reason; "" for one that is not worth a line."""
         before, now = json.loads(saved["constants"]), json.loads(json.dumps(self.constants))
         length = {"EPOCHS"} - set(self._schedule)
+        done, wanted = saved["history"][-1]["epoch"], now.get("EPOCHS", math.inf)
         if name := first_difference(before, now, ignored=length):
             why = ", which the schedule depends on," if name in self._schedule else ""
-            reason = f"{name}{why} was {before.get(name)!r} in the {kind} run, and is {now.get(name)!r}"
-            return reason if kind == "unfinished" else ""
-        done, wanted = saved["history"][-1]["epoch"], now.get("EPOCHS", math.inf)
+            was = f"was {before[name]!r}" if name in before else "was not there"
+            reason = f"{name}{why} {was} in the {kind} run, and is {now.get(name)!r}"
+            return reason if kind == "unfinished" or done < wanted else ""
         if kind == "finished":
             return None if done < wanted else ""  # the same again is trained again
         return f"EPOCHS is {wanted}, and the unfinished run has {done}" if done > wanted else None

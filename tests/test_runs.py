@@ -459,6 +459,9 @@ def test_what_decides_whether_a_run_goes_on(tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.glob("*.pt")} == {"finished.pt"}
     assert resume()[0] == resume(EPOCHS=2)[0] == resume(EPOCHS=9, SEED=1)[0] == 0
     assert resume(EPOCHS=9, STEP=0.2)[0] == 3
+    assert "afresh" not in resume(SEED=1)[1]  # a longer run was not asked for
+    assert "Starting afresh: SEED was 0 in the finished run, and is 1." in resume(EPOCHS=9, SEED=1)[1]
+    assert "Starting afresh: NEW was not there in the finished run, and is 1." in resume(EPOCHS=9, NEW=1)[1]
     save(1, SEED=1)  # another one, stopped: both can go on
     assert resume(EPOCHS=9)[0] == 3 and resume(SEED=1)[0] == 1
     for path in tmp_path.glob("*.pt"):
