@@ -10,7 +10,6 @@ import vae_control
 import vae_discrete
 import vae_joint
 
-
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # the tests run in parallel: they share the cores
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of the processes that tests start
