@@ -355,7 +355,7 @@ class Run:
         if name := first_difference(before, now, ignored=length):
             why = ", which the schedule depends on," if name in self._schedule else ""
             was = f"was {before[name]!r}" if name in before else "was not there"
-            reason = f"{name}{why} {was} in the {kind} run, and is {now.get(name)!r}"
+            reason = f"{name}{why} {was} in the {kind} run, and is {repr(now[name]) if name in now else 'gone'}"
             return reason if kind == "unfinished" or done < wanted else ""
         if kind == "finished":
             return None if done < wanted else ""  # the same again is trained again

@@ -1,4 +1,4 @@
-"""Killed again and again, a run ends with the weights of an undisturbed one. Slow: `python -m pytest -m slow`."""
+"""Killed again and again, a run ends with the weights of an undisturbed one. Slow: `python -m pytest -m slow -n 0`."""
 
 import json
 import random

@@ -462,6 +462,9 @@ def test_what_decides_whether_a_run_goes_on(tmp_path, monkeypatch, capsys):
     assert "afresh" not in resume(SEED=1)[1]  # a longer run was not asked for
     assert "Starting afresh: SEED was 0 in the finished run, and is 1." in resume(EPOCHS=9, SEED=1)[1]
     assert "Starting afresh: NEW was not there in the finished run, and is 1." in resume(EPOCHS=9, NEW=1)[1]
+    monkeypatch.delitem(constants, "SEED")
+    assert "Starting afresh: SEED was 0 in the finished run, and is gone." in resume(EPOCHS=9)[1]
+    monkeypatch.setitem(constants, "SEED", 0)
     save(1, SEED=1)  # another one, stopped: both can go on
     assert resume(EPOCHS=9)[0] == 3 and resume(SEED=1)[0] == 1
     for path in tmp_path.glob("*.pt"):
