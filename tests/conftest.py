@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 
+import cyclegan_colors
 import data
 import plots
 import vae_continuous
@@ -29,6 +30,13 @@ def few_images(monkeypatch):
     monkeypatch.setattr(plots, "DPI", 40)  # figures are drawn all the same, only smaller
     for script in (vae_continuous, vae_discrete, vae_joint, vae_control):
         monkeypatch.setattr(script, "DEVICE", "cpu")  # the same numbers wherever the tests run
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Runs draw nothing, as most of a short run's time goes into figures."""
+    for script in (vae_continuous, vae_discrete, vae_joint, vae_control, cyclegan_colors):
+        monkeypatch.setattr(script, "figures", lambda *args: None)
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,7 @@ def test_table():
     assert len({line.count("|") for line in short}) == 1 and short[4].endswith("| 2 of 2 | 1.5 |")
 
 
-def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_path, monkeypatch, capsys):
+def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, no_figures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(translation.compare, "OUTPUT_DIR", tmp_path / "compare")
     monkeypatch.setattr(cyclegan_colors, "OUTPUT_DIR", tmp_path / "own")
     monkeypatch.setattr(cyclegan_colors, "EPOCHS", 1)
@@ -133,7 +133,7 @@ def test_main_runs_what_is_missing_and_puts_the_constants_back(few_images, tmp_p
     assert "| trained on true pairs |" in (tmp_path / "compare" / "translation.md").read_text()
 
 
-def test_paired_training_teaches_the_translation(few_images, tmp_path, monkeypatch):
+def test_paired_training_teaches_the_translation(few_images, no_figures, tmp_path, monkeypatch):
     """Pairs show the right colours, so that a few updates get nearer to them than the image as it is."""
     monkeypatch.setattr(translation.compare, "OUTPUT_DIR", tmp_path)
     monkeypatch.setattr(translation, "PAIRED", {"EPOCHS": 1, "IMAGES_PER_EPOCH": 2000, "BATCH_SIZE": 10} | RATE)

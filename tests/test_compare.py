@@ -10,7 +10,7 @@ import vae_joint
 
 
 @pytest.fixture
-def tiny(few_images, tmp_path, monkeypatch):
+def tiny(few_images, no_figures, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "OUTPUT_DIR", tmp_path / "compare")
     for script in compare.SCRIPTS.values():
         monkeypatch.setattr(script, "OUTPUT_DIR", tmp_path / script.__name__)

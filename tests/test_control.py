@@ -167,7 +167,7 @@ def run(folder, monkeypatch, **constants):
     return vae_control.main()
 
 
-def test_overclustering_and_each_distortion_stand_where_they_belong(few_images, tmp_path, monkeypatch):
+def test_overclustering_and_each_distortion_stand_where_they_belong(few_images, no_figures, tmp_path, monkeypatch):
     deformed, overclustered = vae_control.deformed_copies, vae_control.overclustering_loss
     calls = []
     monkeypatch.setattr(
@@ -228,6 +228,7 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runs.Run, "checkpoint", save_and_die)
+    monkeypatch.setattr(vae_control, "figures", lambda *args: None)
     with pytest.raises(SystemExit, match="130"):
         run(tmp_path / "cut", monkeypatch)
     monkeypatch.setattr(runs.Run, "checkpoint", save)

@@ -176,6 +176,7 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(cyclegan_colors, "print_row", print_and_die)
+    monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
     with pytest.raises(SystemExit, match="130"):
         run(tmp_path / "cut", monkeypatch)
     monkeypatch.setattr(cyclegan_colors, "print_row", print_row)
@@ -184,12 +185,11 @@ def test_main_and_resume(few_images, tmp_path, monkeypatch):
     assert all(torch.equal(first[g][name], second[g][name]) for g in first for name in first[g])
 
 
-def test_the_rate_falls_to_zero(few_images, tmp_path, monkeypatch):
+def test_the_rate_falls_to_zero(few_images, no_figures, tmp_path, monkeypatch):
     monkeypatch.setattr(cyclegan_colors, "DECAY_FROM", 0.5)
     assert [cyclegan_colors.rate(step, 100) for step in (0, 50, 75, 100)] == [1, 1, 0.5, 0]
     make, domains = cyclegan_colors.make_domains, []
     monkeypatch.setattr(cyclegan_colors, "make_domains", lambda *args: domains.extend(make(*args)) or tuple(domains))
-    monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
     run(tmp_path, monkeypatch, EPOCHS=2)  # 8 updates
     for domain in domains:
         for optimizer in (domain.generator_optimizer, domain.discriminator_optimizer):
@@ -197,7 +197,7 @@ def test_the_rate_falls_to_zero(few_images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("begins", "n"), [(0.5, 4), (1.0, 8)])
-def test_momentum_begins_after_a_share_of_the_run(begins, n, few_images, tmp_path, monkeypatch):
+def test_momentum_begins_after_a_share_of_the_run(begins, n, few_images, no_figures, tmp_path, monkeypatch):
     """In all four networks, from the update on at which that share is reached; 8 updates here."""
     make, betas = cyclegan_colors.make_domains, []
 
@@ -209,13 +209,12 @@ def test_momentum_begins_after_a_share_of_the_run(begins, n, few_images, tmp_pat
         return domains
 
     monkeypatch.setattr(cyclegan_colors, "make_domains", make_and_watch)
-    monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
     run(tmp_path, monkeypatch, EPOCHS=2, BETA1=0.25, BETA2=0.75, REFINE_FROM=begins)
     assert betas == [(0.25, 0.75)] * 4 * n + [(0.9, 0.75)] * 4 * (8 - n)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_the_averaged_generators_are_scored_and_saved(decay, few_images, tmp_path, monkeypatch):
+def test_the_averaged_generators_are_scored_and_saved(decay, few_images, no_figures, tmp_path, monkeypatch):
     make, weights, domains = cyclegan_colors.make_domains, [], []
 
     def make_and_keep(*args):
@@ -225,7 +224,6 @@ def test_the_averaged_generators_are_scored_and_saved(decay, few_images, tmp_pat
         return tuple(domains)
 
     monkeypatch.setattr(cyclegan_colors, "make_domains", make_and_keep)
-    monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
     results = run(tmp_path, monkeypatch, EPOCHS=4, EMA_DECAY=decay)
     average = weights[0]
     for step, weight in enumerate(weights):
@@ -241,11 +239,10 @@ def test_the_averaged_generators_are_scored_and_saved(decay, few_images, tmp_pat
     assert scores["a_to_b_l1"] == pytest.approx(results["a_to_b_l1"], rel=1e-5)
 
 
-def test_the_cycle_loss_brings_images_back(few_images, tmp_path, monkeypatch):
+def test_the_cycle_loss_brings_images_back(few_images, no_figures, tmp_path, monkeypatch):
     grey, digits = data.load(train=False)
     a, b = (data.colorize(grey, data.palette("", names)[digits]) for names in (data.DOMAIN_A, data.DOMAIN_B))
     distances = {}
-    monkeypatch.setattr(cyclegan_colors, "figures", lambda *args: None)
     for weight in (0.0, 100.0):
         run(tmp_path / str(weight), monkeypatch, EPOCHS=3, BATCH_SIZE=8, LEARNING_RATE=0.002, CYCLE_WEIGHT=weight)
         a_to_b, b_to_a = cyclegan_colors.load_model(tmp_path / str(weight) / "generators.pt")

@@ -485,25 +485,25 @@ def test_the_homeworks_values_are_the_defaults():
     assert joint.items() <= runs.constants(vars(vae_joint)).items()
 
 
-def test_an_interrupt_ends_with_one_line(tmp_path):
+def test_an_interrupt_ends_with_one_line(tmp_path, capsys):
     def stopped(seed, *actions):
-        code = f"""
-import pathlib, runs
-for action in {actions!r}:
-    with runs.start(pathlib.Path({str(tmp_path)!r}), {{"SEED": {seed}, "RESUME": True}}) as run:
-        exec(action)
-"""
-        ended = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT_DIR, capture_output=True, text=True)
-        assert ended.returncode == 130
-        return ended.stderr
+        with pytest.raises(SystemExit) as end, runs.start(tmp_path, {"SEED": seed, "RESUME": True}) as run:
+            for action in actions:
+                action(run)
+            capsys.readouterr()
+            raise KeyboardInterrupt
+        assert end.value.code == 130
+        return capsys.readouterr().err
+
+    def save(run):
+        run.checkpoint([{"epoch": 1, "seconds": 1.0}])
 
     none, some = "no epoch was finished or saved", "the last whole epoch is saved, run again to go on"
-    save, interrupt = "run.checkpoint([{'epoch': 1, 'seconds': 1}]);", "raise KeyboardInterrupt"
-    assert stopped(1, interrupt) == f"\nStopped: {none}.\n"
-    assert stopped(1, save + interrupt) == f"\nStopped: {some}.\n"
-    assert stopped(1, "run.resume();" + interrupt) == f"\nStopped: {some}.\n"
-    assert stopped(2, "run.resume();" + interrupt) == f"\nStopped: {none}.\n"  # another run's
-    assert stopped(1, save, interrupt) == f"\nStopped: {none}.\n"  # the one before it has saved
+    assert stopped(1) == f"\nStopped: {none}.\n"
+    assert stopped(1, save) == f"\nStopped: {some}.\n"
+    assert stopped(1, runs.Run.resume) == f"\nStopped: {some}.\n"
+    assert stopped(2, runs.Run.resume) == f"\nStopped: {none}.\n"  # another run's
+    assert stopped(1) == f"\nStopped: {none}.\n"  # the one before it has saved
 
 
 def test_a_log_that_cannot_be_written_or_encoded_ends_nothing(monkeypatch):

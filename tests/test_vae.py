@@ -233,6 +233,7 @@ def test_main(script, few_images, tmp_path, monkeypatch, capsys):
     test = data.colored_set(train=False, device=torch.device("cpu"))
     assert metrics.reconstruction(model, metrics.codes_of(model, test), test).items() <= results.items()
 
+    monkeypatch.setattr(script, "figures", lambda *args: None)
     assert run(script, tmp_path / "b", monkeypatch) == results  # to the last bit
     other = run(script, tmp_path / "c", monkeypatch, SEED=1, TAU_DECAY=1.0, BETA=0.5) if script is vae_joint else None
     if other:
@@ -243,7 +244,7 @@ def test_main(script, few_images, tmp_path, monkeypatch, capsys):
 
 
 @SCRIPTS
-def test_resumed_equals_uninterrupted(script, few_images, tmp_path, monkeypatch, capsys):
+def test_resumed_equals_uninterrupted(script, few_images, no_figures, tmp_path, monkeypatch, capsys):
     whole = run(script, tmp_path / "whole", monkeypatch, EPOCHS=3)
     save = runs.Run.checkpoint
 
@@ -265,8 +266,7 @@ def test_resumed_equals_uninterrupted(script, few_images, tmp_path, monkeypatch,
 
 
 @SCRIPTS
-def test_a_finished_run_goes_on_to_more_epochs(script, few_images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "figures", lambda *args: None)
+def test_a_finished_run_goes_on_to_more_epochs(script, few_images, no_figures, tmp_path, monkeypatch, capsys):
     whole = run(script, tmp_path / "whole", monkeypatch, EPOCHS=3)
     run(script, tmp_path / "longer", monkeypatch, EPOCHS=2)
     capsys.readouterr()
@@ -281,14 +281,13 @@ def test_a_finished_run_goes_on_to_more_epochs(script, few_images, tmp_path, mon
 
 @SCRIPTS
 @pytest.mark.parametrize("decay", [0.0, 0.25])
-def test_the_average_of_the_weights_is_scored_and_saved(script, decay, few_images, tmp_path, monkeypatch):
+def test_the_average_of_the_weights_is_scored_and_saved(script, decay, few_images, no_figures, tmp_path, monkeypatch):
     """Updated every tenth step of an epoch and after its last: here at 10, 14, 24, 28, 38 and 42 steps."""
     weights = []
 
     def keep(optimizer, *_):
         weights.append(optimizer.param_groups[0]["params"][0].detach().clone())
 
-    monkeypatch.setattr(script, "figures", lambda *args: None)
     hook = register_optimizer_step_post_hook(keep)
     try:
         results = run(script, tmp_path, monkeypatch, EPOCHS=3, BATCH_SIZE=30, EMA_DECAY=decay)
@@ -310,7 +309,7 @@ def test_the_average_of_the_weights_is_scored_and_saved(script, decay, few_image
 
 
 @SCRIPTS
-def test_pictures_start_at_the_mean_grey_level(script, few_images, tmp_path, monkeypatch):
+def test_pictures_start_at_the_mean_grey_level(script, few_images, no_figures, tmp_path, monkeypatch):
     run(script, tmp_path, monkeypatch, EPOCHS=1, BATCH_SIZE=400)  # a single step
     loss = json.loads((tmp_path / "metrics.json").read_text())["history"][0]["train_reconstruction"]
     mean = data.mean_level(data.colored_set(train=True, device=torch.device("cpu"))).item()
@@ -319,7 +318,7 @@ def test_pictures_start_at_the_mean_grey_level(script, few_images, tmp_path, mon
 
 
 @SCRIPTS
-def test_a_code_that_carries_nothing_is_reported_once(script, few_images, tmp_path, monkeypatch, capsys):
+def test_a_code_that_carries_nothing_is_reported_once(script, few_images, no_figures, tmp_path, monkeypatch, capsys):
     run(script, tmp_path, monkeypatch, EPOCHS=3, LEARNING_RATE=1e-9)
     log = capsys.readouterr().out
     assert log.count("Warning: the code carries almost nothing") == 1
@@ -352,7 +351,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(script, few_images, tmp_path, m
 
 
 @SCRIPTS
-def test_matrix_products_are_as_asked_in_training_and_exact_in_scores(script, few_images, tmp_path, monkeypatch):
+def test_matrix_products_are_as_asked_in_training_and_exact_in_scores(
+    script, few_images, no_figures, tmp_path, monkeypatch
+):
     seen = []
 
     def watched(function, part):
