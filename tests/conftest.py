@@ -27,7 +27,13 @@ def few_images(monkeypatch):
         return images[:n], digits[:n]
 
     monkeypatch.setattr(data, "load", load_few)
+    movie = plots.movie
+
+    def short_movie(path, frames, titles, *args, **options):
+        movie(path, frames, titles[:2], *args, **options)
+
     monkeypatch.setattr(plots, "DPI", 40)  # figures are drawn all the same, only smaller
+    monkeypatch.setattr(plots, "movie", short_movie)  # two frames of each
     for script in (vae_continuous, vae_discrete, vae_joint, vae_control):
         monkeypatch.setattr(script, "DEVICE", "cpu")  # the same numbers wherever the tests run
 

@@ -66,6 +66,11 @@ def test_they_were_made_with_the_scripts_constants(contents):
             assert runs.first_difference(content["constants"], now) is None
 
 
+def test_movies_are_small_enough_for_a_page(committed):
+    movies = list((ROOT / "outputs").rglob("*.gif"))
+    assert len(movies) == 5 and max(movie.stat().st_size for movie in movies) < 1_500_000
+
+
 @pytest.mark.parametrize("name", BARS)
 def test_the_bars_hold(results, name):
     bars, highest_loss = BARS[name]

@@ -219,7 +219,7 @@ def test_main(script, few_images, tmp_path, monkeypatch, capsys):
     }
     assert {path.stem for path in (tmp_path / "a").glob("*.png")} == common | own[script]
     moving = {vae_continuous: "circles.gif", vae_discrete: "steps.gif", vae_joint: "hue_circle.gif"}[script]
-    assert 0 < (tmp_path / "a" / moving).stat().st_size < 1_500_000
+    assert (tmp_path / "a" / moving).stat().st_size > 0
     assert not (tmp_path / "a" / "checkpoint.pt").exists() and not list((tmp_path / "a").glob("*.tmp*"))
     log = capsys.readouterr().out
     assert log.startswith("DATASET = 'MNIST'") and "torch" in log and "epoch 2/2" in log
