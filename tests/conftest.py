@@ -30,6 +30,7 @@ def few_images(monkeypatch):
     movie = plots.movie
 
     def short_movie(path, frames, titles, *args, **options):
+        assert len(frames) == len(titles)
         movie(path, frames, titles[:2], *args, **options)
 
     monkeypatch.setattr(plots, "DPI", 40)  # figures are drawn all the same, only smaller

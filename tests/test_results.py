@@ -67,8 +67,8 @@ def test_they_were_made_with_the_scripts_constants(contents):
 
 
 def test_movies_are_small_enough_for_a_page(committed):
-    movies = list((ROOT / "outputs").rglob("*.gif"))
-    assert len(movies) == 5 and max(movie.stat().st_size for movie in movies) < 1_500_000
+    sizes = [movie.stat().st_size for movie in (ROOT / "outputs").glob("*/*.gif")]
+    assert len(sizes) >= len(BARS) + 1 and max(sizes) < 1_500_000  # each VAE's, and the translation's
 
 
 @pytest.mark.parametrize("name", BARS)
