@@ -175,14 +175,16 @@ def vae_layers(model: nn.Module) -> dict[str, list[dict]]:
 
 
 def generator_layers(weights: dict[str, Tensor]) -> list[dict]:
-    """The convolutions of a generator, from its weights."""
+    """The convolutions of a generator, from its weights. The first one has the range that its input is stretched to."""
     generator = cyclegan_colors.Generator()
     generator.load_state_dict(weights)
-    return [
+    layers = [
         pack_layer(layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias, layer.kernel_size[0], layer.padding[0])
         for layer in generator
         if isinstance(layer, nn.Conv2d)
     ]
+    layers[0]["input_range"] = generator.input_range.tolist()
+    return layers
 
 
 def pack_layer(weight: Tensor, bias: Tensor, kernel: int = 1, padding: int = 0) -> dict:

@@ -72,6 +72,12 @@ _REQUESTS = (
     "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
 )
 
+def _range(values) -> bool:
+    return type(values) is tuple and len(values) == 2 and all(map(_FINITE[0], values)) and values[0] < values[1]
+
+
+_FINITE = _number(lambda v: True, "")
+
 # The constants that scripts share by name: what is accepted, and how to say so.
 RULES = {
     name: rule
@@ -87,6 +93,7 @@ RULES = {
         ("MAX_SHIFT MAX_ROTATION MAX_SHEAR ELASTIC START_ELASTIC", _NOT_BELOW_0),
         ("BETA1 BETA2 EMA_DECAY MAX_SCALE MAX_STRETCH", _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
         ("DECAY_FROM REFINE_FROM", _number(lambda v: 0 <= v <= 1, "from 0 to 1")),
+        ("INPUT_RANGE", (_range, "a tuple of two numbers, the lower one first")),
         ("HARD RESUME HE_WEIGHTS", _choice(True, False)),
         ("PRECISION", _choice("auto", "bfloat16", "float32")),
         ("MATMUL_PRECISION", _choice("medium", "highest")),

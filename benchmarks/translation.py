@@ -21,13 +21,14 @@ import metrics
 import runs
 from data import matplotlib  # imported there whatever MPLBACKEND says
 
-FAST = {"EPOCHS": 8, "IMAGES_PER_EPOCH": 16_000, "BATCH_SIZE": 32, "LEARNING_RATE": 0.002}
+PLAIN = {"INPUT_RANGE": (0.0, 1.0), "REFINE_FROM": 0.3, "REFINE_WEIGHT": 0.0}  # pixels as they are, one cycle loss
+FAST = PLAIN | {"EPOCHS": 8, "IMAGES_PER_EPOCH": 16_000, "BATCH_SIZE": 32, "LEARNING_RATE": 0.002}
 FAST |= {"CYCLE_WEIGHT": 10.0}
 USUAL = {"REFINE_FROM": 1.0, "BETA2": 0.999, "DECAY_FROM": 0.5}  # Adam with its usual beta2, and no change of beta1
 LONGER = FAST | USUAL | {"EPOCHS": 16}
 PAIRED = {"EPOCHS": 10, "IMAGES_PER_EPOCH": 12_800, "BATCH_SIZE": 32, "LEARNING_RATE": 0.002}  # on true pairs
 # The homework's losses, first weights, betas and rate, and the last weights (its epochs are 150).
-RECIPE = {"EPOCHS": 12, "HE_WEIGHTS": False, "R1_WEIGHT": 0.0, "BETA1": 0.9, "CYCLE_WEIGHT": 0.0, "EMA_DECAY": 0.0}
+RECIPE = PLAIN | {"EPOCHS": 12, "HE_WEIGHTS": False, "R1_WEIGHT": 0.0, "BETA1": 0.9, "CYCLE_WEIGHT": 0.0, "EMA_DECAY": 0.0}
 RECIPE |= USUAL | {"DECAY_FROM": 1.0}
 
 
@@ -62,8 +63,8 @@ def drawn(seed: int) -> dict[str, tuple[str, ...]]:
 ROWS = {  # name of the row → its runs
     "recipe of the homework": seeds(RECIPE, 0),
     "default constants": seeds({}, 0),
-    "default constants, `REFINE_WEIGHT = 40`": seeds({"REFINE_WEIGHT": 40.0, "EPOCHS": 32}, 0),
-    "default constants, usual beta2": seeds(USUAL | {"EPOCHS": 20}, 0),
+    "pixels as they are": seeds(PLAIN | {"REFINE_WEIGHT": 40.0, "EPOCHS": 32}, 0),
+    "pixels as they are, `REFINE_WEIGHT = 0`": seeds(PLAIN | {"EPOCHS": 28}, 0),
     "fast": seeds(FAST, 0, 1, 2, 3, 4),
     "fast, `R1_WEIGHT = 0`": seeds(FAST | {"R1_WEIGHT": 0.0}, 0, 1, 2),
     "fast, `R1_WEIGHT = 0`, `REFINE_FROM = 1`": seeds(FAST | {"R1_WEIGHT": 0.0, "REFINE_FROM": 1.0}, 0, 1),

@@ -48,7 +48,7 @@ def usual_way() -> float:
     size, rate, every = cyclegan_colors.BATCH_SIZE, cyclegan_colors.LEARNING_RATE, cyclegan_colors.R1_EVERY
     domains = Domain(0, data.palette("DOMAIN_A", data.DOMAIN_A)), Domain(1, data.palette("DOMAIN_B", data.DOMAIN_B))
     loaders = [DataLoader(domain, size, shuffle=True, num_workers=WORKERS) for domain in domains]
-    generators = [cyclegan_colors.Generator() for _ in range(2)]
+    generators = [cyclegan_colors.Generator(cyclegan_colors.INPUT_RANGE) for _ in range(2)]
     discriminators = [cyclegan_colors.Discriminator() for _ in range(2)]
     betas = cyclegan_colors.BETA1, cyclegan_colors.BETA2
     g_optimizers, d_optimizers = (

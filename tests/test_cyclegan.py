@@ -40,6 +40,22 @@ def test_networks():
     assert generator(x).shape == x.shape and discriminator(x).shape == (2, 1)
 
 
+def test_a_generator_stretches_its_input_to_the_range(tmp_path):
+    torch.manual_seed(0)
+    x, generators = torch.rand(2, 3, 28, 28), {}
+    for name, (black, full) in {"a_to_b": (-1.0, 3.0), "b_to_a": (0.5, 0.75)}.items():
+        generators[name] = Generator((black, full))
+        layers = nn.Sequential(*generators[name])
+        assert torch.allclose(generators[name](x), layers(black * (1 - x) + full * x), atol=1e-5)
+        assert not torch.allclose(generators[name](x), layers(x), atol=1e-2)
+    plain = Generator()
+    assert torch.equal(plain(x), nn.Sequential(*plain)(x))
+    runs.save_torch(tmp_path / "generators.pt", {name: g.state_dict() for name, g in generators.items()})
+    loaded = cyclegan_colors.load_model(tmp_path / "generators.pt")  # the ranges are saved, too
+    for generator, translate in zip(generators.values(), loaded, strict=True):
+        assert torch.equal(translate(x), generator(x).clamp(0, 1))
+
+
 @pytest.mark.parametrize("he_weights", [True, False])
 def test_the_discriminators_first_weights_are_he_et_als_or_torchs(he_weights):
     torch.manual_seed(0)
@@ -75,8 +91,8 @@ def test_the_defaults_are_the_homeworks_where_it_speaks():
     constants = runs.constants(vars(cyclegan_colors), data.DOMAINS)
     assert (constants["BATCH_SIZE"], constants["LEARNING_RATE"]) == (120, 0.0003)
     assert constants["IMAGES_PER_EPOCH"] == 30_000 and constants["EPOCHS"] <= 30  # an epoch: one pass over a half
-    assert [constants[name] for name in ("R1_EVERY", "CYCLE_WEIGHT", "REFINE_WEIGHT")] == [4, 2, 0]
-    assert [constants[name] for name in ("BETA1", "BETA2", "REFINE_FROM", "DECAY_FROM")] == [0.5, 0.95, 0.3, 0.7]
+    assert [constants[name] for name in ("R1_EVERY", "CYCLE_WEIGHT", "REFINE_WEIGHT")] == [4, 2, 40]
+    assert [constants[name] for name in ("BETA1", "BETA2", "REFINE_FROM", "DECAY_FROM")] == [0.5, 0.95, 0.35, 0.7]
 
 
 def test_the_domains_wear_the_same_colors_shifted_by_a_digit():
@@ -306,6 +322,9 @@ def test_unusual_constants_work(constants, few_images, tmp_path, monkeypatch):
     ("name", "value"),
     [
         ("HE_WEIGHTS", 1),
+        ("INPUT_RANGE", (1.0, 1.0)),
+        ("INPUT_RANGE", [-1.0, 1.0]),
+        ("INPUT_RANGE", (0.0, float("inf"))),
         ("R1_WEIGHT", -1),
         ("R1_EVERY", 0),
         ("BETA1", 1),
