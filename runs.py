@@ -72,6 +72,7 @@ _REQUESTS = (
     "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
 )
 
+
 def _range(values) -> bool:
     return type(values) is tuple and len(values) == 2 and all(map(_FINITE[0], values)) and values[0] < values[1]
 

@@ -28,8 +28,8 @@ USUAL = {"REFINE_FROM": 1.0, "BETA2": 0.999, "DECAY_FROM": 0.5}  # Adam with its
 LONGER = FAST | USUAL | {"EPOCHS": 16}
 PAIRED = {"EPOCHS": 10, "IMAGES_PER_EPOCH": 12_800, "BATCH_SIZE": 32, "LEARNING_RATE": 0.002}  # on true pairs
 # The homework's losses, first weights, betas and rate, and the last weights (its epochs are 150).
-RECIPE = PLAIN | {"EPOCHS": 12, "HE_WEIGHTS": False, "R1_WEIGHT": 0.0, "BETA1": 0.9, "CYCLE_WEIGHT": 0.0, "EMA_DECAY": 0.0}
-RECIPE |= USUAL | {"DECAY_FROM": 1.0}
+RECIPE = {"EPOCHS": 12, "HE_WEIGHTS": False, "R1_WEIGHT": 0.0, "BETA1": 0.9, "CYCLE_WEIGHT": 0.0, "EMA_DECAY": 0.0}
+RECIPE |= PLAIN | USUAL | {"DECAY_FROM": 1.0}
 
 
 def seeds(edits: dict, *values: int) -> dict[str, dict]:
