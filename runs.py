@@ -66,18 +66,16 @@ def _request(request) -> bool:
     return digit in range(10) and type(hue) in (int, float) and 0 <= hue < 360
 
 
+def _range(values) -> bool:
+    finite, _ = _number(lambda v: True, "")
+    return type(values) is tuple and len(values) == 2 and all(map(finite, values)) and values[0] < values[1]
+
+
 _NOT_BELOW_0 = _number(lambda v: v >= 0, "of 0 or more")
 _REQUESTS = (
     lambda v: type(v) is tuple and v and all(map(_request, v)),
     "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
 )
-
-
-def _range(values) -> bool:
-    return type(values) is tuple and len(values) == 2 and all(map(_FINITE[0], values)) and values[0] < values[1]
-
-
-_FINITE = _number(lambda v: True, "")
 
 # The constants that scripts share by name: what is accepted, and how to say so.
 RULES = {

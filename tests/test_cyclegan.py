@@ -243,12 +243,14 @@ def test_the_averaged_generators_are_scored_and_saved(decay, few_images, no_figu
         return tuple(domains)
 
     monkeypatch.setattr(cyclegan_colors, "make_domains", make_and_keep)
-    results = run(tmp_path, monkeypatch, EPOCHS=4, EMA_DECAY=decay, **SMALL)
+    results = run(tmp_path, monkeypatch, EPOCHS=4, EMA_DECAY=decay, INPUT_RANGE=(-0.5, 2.0), **SMALL)
     average = weights[0]
     for step, weight in enumerate(weights):
         share = max(1 - decay, 9 / (10 + step))
         average = (1 - share) * average + share * weight
-    saved = torch.load(tmp_path / "generators.pt", weights_only=True)["a_to_b"]["0.weight"]
+    generators = torch.load(tmp_path / "generators.pt", weights_only=True)
+    assert all(generators[name]["input_range"].tolist() == [-0.5, 2.0] for name in ("a_to_b", "b_to_a"))
+    saved = generators["a_to_b"]["0.weight"]
     assert len(weights) == 16 and torch.allclose(saved, average, atol=1e-6)
     assert torch.equal(saved, weights[-1]) == (decay == 0)
     a_to_b, _ = cyclegan_colors.load_model(tmp_path / "generators.pt")

@@ -496,3 +496,9 @@ def test_the_tracked_page_is_small_and_has_the_tracked_numbers(tracked):
         results = json.loads((script.OUTPUT_DIR / "metrics.json").read_text())["results"]
         for name in set(results) & set(tracked["shares"]):
             assert tracked["shares"][name] == results[name]
+
+
+def test_the_tracked_page_has_the_tracked_generators(tracked):
+    generators = runs.load_torch(cyclegan_colors.OUTPUT_DIR / "generators.pt")
+    for name in ("a_to_b", "b_to_a"):
+        assert tracked["networks"][name] == json.loads(json.dumps(explore.generator_layers(generators[name])))
