@@ -63,6 +63,7 @@ def drawn(seed: int) -> dict[str, tuple[str, ...]]:
 ROWS = {  # name of the row → its runs
     "recipe of the homework": seeds(RECIPE, 0),
     "default constants": seeds({}, 0, 1, 2, 3, 4),
+    "32 epochs": seeds({"EPOCHS": 32}, 0),
     "default constants, float32": seeds({"PRECISION": "float32"}, 0),
     "narrower range": seeds({"INPUT_RANGE": (-1.0, 3.0)}, 0),
     "pixels as they are": seeds(PLAIN | {"REFINE_WEIGHT": 40.0, "EPOCHS": 32}, 0),
