@@ -11,10 +11,10 @@ other. The cycle loss works against that. The true target of every test image is
 
 Result, mean ± standard deviation over five seeds: of the 10,000 test images 100.0 ± 0.0% (A → B) and 100.0 ± 0.0%
 (B → A) get the right colour, 99.8 ± 0.2% and 99.9 ± 0.1% exactly, and 99.6 ± 0.0% and 99.6 ± 0.0% keep their digit
-(99.6% of the true targets do). 6,000 updates took 28 minutes on one core of an AMD EPYC (Zen 5, bfloat16), torch
-2.14.1, and 78 on two cores of an older one (Zen 3, float32). 99% of the colours were right in both directions after
-1,000 to 1,250. The default constants keep the homework's batch and rate. The faster ones below need a quarter of the
-time. docs/results.md has each row in full, other colours, and what happens without penalty.
+(99.6% of the true targets do). 8,000 updates took 37 minutes on one core of an AMD EPYC (Zen 5, bfloat16), torch
+2.14.1; on two cores of an older one (Zen 3, float32) 6,000 took 78. 99% of the colours were right in both directions
+after 1,000 to 1,250. The default constants keep the homework's batch and rate. The faster ones below need a sixth of
+the time. docs/results.md has each row in full, other colours, and what happens without penalty.
 
 Papers: LeCun et al., Efficient BackProp, 1998 (inputs that are not all positive); Goodfellow et al., Generative
 Adversarial Networks, 2014; He et al., Delving Deep into Rectifiers, 2015 (the discriminators' first weights); Zhu et
@@ -67,7 +67,7 @@ EMA_DECAY = 0.998  # of the average of each generator's weights, which is scored
 # Training. Each epoch ends with a line of the log and a checkpoint. These values are faster, and were tried on many
 # colours: EPOCHS = 8, IMAGES_PER_EPOCH = 16_000, BATCH_SIZE = 32, LEARNING_RATE = 0.002, CYCLE_WEIGHT = 10.0,
 # INPUT_RANGE = (0.0, 1.0), REFINE_FROM = 0.3, REFINE_WEIGHT = 0.0.
-EPOCHS = 24
+EPOCHS = 32
 IMAGES_PER_EPOCH = 30_000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 120  # images of each domain
 LEARNING_RATE = 0.0003  # Adam's, for all four networks
