@@ -46,13 +46,14 @@ import plots
 import runs
 
 # What leads to the right permutation of the ten colours, and to exact ones (runs: docs/results.md). The gradient
-# penalty on real images keeps the discriminators smooth. Without it the permutation is found, and lost again. The cycle
+# penalty on real images keeps the discriminators smooth. Without it the fast constants find and lose it. The cycle
 # loss keeps digits from being bent into others. It also gives each generator pairs to learn from: the fakes of the
 # other one, and the real images that they were made from. So what is clear in one direction teaches the other, even to
 # tell a dim cyan stroke from a teal one. A heavy cycle loss makes colours more exact, but at a low rate, or on clothes
-# (FashionMNIST), it holds the generators in wrong permutations. So it is light at first, and its square joins it later.
-# Generators learn much sooner from pixels that are not all positive. Adam with a short memory of squared gradients gets
-# further at the same rate. Until the rate has fallen, the averages are far more exact than the last weights.
+# (FashionMNIST), it holds the generators in wrong permutations. So it is light at first, and a mean squared distance
+# joins it later. Generators learn much sooner from pixels that are not all positive. Adam with a short memory of
+# squared gradients gets further at the same rate. Until the rate has fallen, the averages are far more exact than the
+# last weights.
 INPUT_RANGE = (-2.5, 7.5)  # what the generators take for black and for full brightness; (0.0, 1.0): pixels as they are
 HE_WEIGHTS = True  # the discriminators' first weights: True for He et al. 2015; torch's own are 2.4 times smaller
 R1_WEIGHT = 0.3  # weight of the penalty, half the mean squared gradient; 0: none
