@@ -12,9 +12,9 @@ other. The cycle loss works against that. The true target of every test image is
 Result, mean ± standard deviation over five seeds: of the 10,000 test images 100.0 ± 0.0% (A → B) and 100.0 ± 0.0%
 (B → A) get the right colour, 99.9 ± 0.1% and 100.0 ± 0.0% exactly, and 99.6 ± 0.0% and 99.6 ± 0.0% keep their digit
 (99.6% of the true targets do). 8,000 updates took 37 minutes on one core of an AMD EPYC (Zen 5, bfloat16), torch
-2.14.1; on two cores of an older one (Zen 3, float32) 6,000 took 78. 99% of the colours were right in both directions
-after 1,000 to 1,250. The default constants keep the homework's batch and rate. The faster ones below need a sixth of
-the time. docs/results.md has each row in full, other colours, and what happens without penalty.
+2.14.1, and 22 on two; on two of an older one (Zen 3, float32) 6,000 took 78. 99% of the colours were right in both
+directions after 1,000 to 1,250. The default constants keep the homework's batch and rate. The faster ones below need a
+sixth of the time. docs/results.md has each row in full, other colours, and what happens without penalty.
 
 Papers: LeCun et al., Efficient BackProp, 1998 (inputs that are not all positive); Goodfellow et al., Generative
 Adversarial Networks, 2014; He et al., Delving Deep into Rectifiers, 2015 (the discriminators' first weights); Zhu et
