@@ -55,7 +55,7 @@ KNOB_COLUMNS = {  # for the models that have them
     "by knob, both %": ("knob_both", 100),
     "first variable is the digit, %": ("digit_accuracy", 100),
 }
-SUMMARY = ("test loss", "digit kept, %", "on demand, both %", "by swap, both %", "by knob, both %")  # of the README
+SUMMARY = ("test loss", "digit kept, %", "on demand, both %", "by swap, both %", "by knob, both %")  # the README's
 
 
 def folder_of(script: ModuleType, seed: int, edits: dict) -> Path:

@@ -46,14 +46,14 @@ import plots
 import runs
 
 # What leads to the right permutation of the ten colours, and to exact ones (runs: docs/results.md). The gradient
-# penalty on real images keeps the discriminators smooth. Without it the fast constants find and lose it. The cycle
-# loss keeps digits from being bent into others. It also gives each generator pairs to learn from: the fakes of the
-# other one, and the real images that they were made from. So what is clear in one direction teaches the other, even to
-# tell a dim cyan stroke from a teal one. A heavy cycle loss makes colours more exact, but at a low rate, or on clothes
-# (FashionMNIST), it holds the generators in wrong permutations. So it is light at first, and a mean squared distance
-# joins it later. Generators learn much sooner from pixels that are not all positive. Adam with a short memory of
-# squared gradients gets further at the same rate. Until the rate has fallen, the averages are far more exact than the
-# last weights.
+# penalty on real images keeps the discriminators smooth. Without this penalty, runs with the faster constants
+# below found the permutation and lost it again. The cycle loss keeps digits from being bent into others. It also gives
+# each generator pairs to learn from: the fakes of the other one, and the real images that they were made from. So what
+# is clear in one direction teaches the other, even to tell a dim cyan stroke from a teal one. A heavy cycle loss makes
+# colours more exact, but at a low rate, or on clothes (FashionMNIST), it holds the generators in wrong permutations. So
+# it is light at first, and a mean squared distance joins it later. Generators learn much sooner from pixels that are
+# not all positive. Adam with a short memory of squared gradients gets further at the same rate. Until the rate has
+# fallen, the averages are far more exact than the last weights.
 INPUT_RANGE = (-2.5, 7.5)  # what the generators take for black and for full brightness; (0.0, 1.0): pixels as they are
 HE_WEIGHTS = True  # the discriminators' first weights: True for He et al. 2015; torch's own are 2.4 times smaller
 R1_WEIGHT = 0.3  # weight of the penalty, half the mean squared gradient; 0: none
@@ -63,19 +63,19 @@ BETA2 = 0.95  # Adam's: a shorter memory of squared gradients than the usual 0.9
 CYCLE_WEIGHT = 2.0  # weight of the mean L1 distance of an image to its translation there and back; 0: none
 REFINE_FROM = 0.35  # share of the run after which beta1 is 0.9, and the next weight counts; 1: never
 REFINE_WEIGHT = 40.0  # weight of the mean squared distance of an image to its translation there and back; 0: none
-EMA_DECAY = 0.998  # of the average of each generator's weights, which is scored, shown and saved; 0: the last weights
+EMA_DECAY = 0.998  # the decay of the averaged generators, which are scored, shown and saved; 0: the last weights
 
 # Training. Each epoch ends with a line of the log and a checkpoint. These values are faster, and were tried on many
 # colours: EPOCHS = 8, IMAGES_PER_EPOCH = 16_000, BATCH_SIZE = 32, LEARNING_RATE = 0.002, CYCLE_WEIGHT = 10.0,
 # INPUT_RANGE = (0.0, 1.0), REFINE_FROM = 0.3, REFINE_WEIGHT = 0.0.
 EPOCHS = 32
-IMAGES_PER_EPOCH = 30_000  # of each domain, drawn anew for each epoch; all of a domain's if it has fewer
+IMAGES_PER_EPOCH = 30_000  # from each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 120  # images of each domain
 LEARNING_RATE = 0.0003  # Adam's, for all four networks
 DECAY_FROM = 0.7  # share of the run after which the rate falls linearly to 0; 1: never
 SEED = 0  # seeds the weights, the halves and the order of the images
 DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
-PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
+PRECISION = "auto"  # in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
 RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "cyclegan_colors"
@@ -204,7 +204,7 @@ def make_domains(images: Tensor, digits: Tensor, colors: list[Tensor], device: t
     Unpaired: one half of the images only ever appears in A's colours, the other half in B's. Here the digits choose the
     colours. No network sees them; test digits score each line of the log.
     """
-    halves = torch.randperm(len(images))[: len(images) // 2 * 2].chunk(2)  # of equal size; the same in a resumed run
+    halves = torch.randperm(len(images))[: len(images) // 2 * 2].chunk(2)  # equal in size; the same in a resumed run
     a_to_b, b_to_a = Generator(INPUT_RANGE), Generator(INPUT_RANGE)
     generators = [b_to_a, a_to_b]  # by the domain they lead into
     discriminators = [Discriminator(HE_WEIGHTS), Discriminator(HE_WEIGHTS)]
@@ -227,7 +227,7 @@ def main() -> dict:
         colors = [data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)]
         images, digits = data.load(train=True)
         test = [part.to(run.device) for part in data.load(train=False)]  # images, digits
-        n = min(IMAGES_PER_EPOCH, len(images) // 2)  # of each domain in an epoch
+        n = min(IMAGES_PER_EPOCH, len(images) // 2)  # images that an epoch takes from each domain
         run.check_batch_size(BATCH_SIZE, n)
         judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
 

@@ -203,7 +203,7 @@ def random_colors(n: int, seed: int) -> Tensor:
         if not (isinstance(bounds, tuple) and len(bounds) == 2 and _ordered(0, *bounds, 1)):
             raise SystemExit(f"{name} in data.py is {bounds!r}: it must be (low, high) with 0 <= low <= high <= 1.")
     uniform = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    low, high = torch.tensor([(0, 1), SATURATION, VALUE], dtype=torch.float64).T  # of hue, saturation, value
+    low, high = torch.tensor([(0, 1), SATURATION, VALUE], dtype=torch.float64).T  # hue, saturation, value
     return torch.from_numpy(matplotlib.colors.hsv_to_rgb((low + (high - low) * uniform).numpy())).float()
 
 

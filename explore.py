@@ -30,7 +30,7 @@ import vae_control
 N_TRAIN_IMAGES = 10_000  # their codes show where a hue is on the wheel
 N_TEST_IMAGES = 200  # a visitor can take one of them at random
 N_DOTS = 2000  # codes of test images on the wheel
-N_HUES = 36  # of the wheel's table, evenly spaced from 0 degrees
+N_HUES = 36  # entries of the wheel's table, evenly spaced from 0 degrees
 # Bits of a weight. With 12 the page has 5.8 MB. With 8 it has 4 MB, but pixels are off by up to 0.03, and in three of a
 # hundred images a variable takes another category.
 BITS = 12

@@ -23,7 +23,7 @@ N_HUES = 24  # requested hues, evenly spaced from 0 degrees
 CODES_PER_REQUEST = 5
 N_SEARCHED = 10_000  # training images whose codes may be chosen for a request
 N_NEIGHBORS = 50  # training codes that decide what a code stands for
-BANDWIDTH = 0.1  # of the kernel that weighs them, in the units of the code
+BANDWIDTH = 0.1  # the width of the kernel that weighs them, in the units of the code
 HUE_WIDTH = 10.0  # degrees: how fast a code gets less suitable as its hue is off
 N_HUE_BINS = 12  # for mutual information with the hue
 N_VALUE_BINS = 20  # equally filled bins of a continuous latent, for mutual information
@@ -343,9 +343,9 @@ class Evaluation(NamedTuple):
     results: dict  # name → plain floats
     train_codes: Tensor  # (n, D)
     test_codes: Tensor  # (n, D)
-    reconstructions: tuple[Tensor, ...]  # of reconstruction_examples
-    demand: tuple[Tensor, ...]  # pictures, and which are right, of control_on_demand
-    swaps: tuple[Tensor, ...]  # of swap_examples
+    reconstructions: tuple[Tensor, ...]  # from reconstruction_examples
+    demand: tuple[Tensor, ...]  # pictures, and which are right, from control_on_demand
+    swaps: tuple[Tensor, ...]  # from swap_examples
 
 
 @torch.inference_mode()

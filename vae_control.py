@@ -85,10 +85,10 @@ START_EPOCHS = 6
 # the category most frequent among its neighbours (label propagation: after Raghavan et al. 2007). One of the starts is
 # trained on the result.
 N_VOTERS = 20_000  # images; with fewer than some hundreds, categories can get lost
-N_NEIGHBORS = 10  # of each, among the voters; with too many, all images vote for the same
-CONSENSUS_ROUNDS = 10  # of expectation maximization
+N_NEIGHBORS = 10  # voters that are asked about an image; with too many, all images vote for the same
+CONSENSUS_ROUNDS = 10  # rounds of expectation maximization
 VOTE_ROUNDS = 5
-VOTE_EPOCHS = 6  # of the training on the result; 0: the consensus only chooses the start
+VOTE_EPOCHS = 6  # epochs of the training on the result; 0: the consensus only chooses the start
 
 # Training.
 EPOCHS = 24  # after the start
@@ -97,7 +97,7 @@ LEARNING_RATE = 0.0015  # Adam's
 DECAY_FROM = 0.5  # share of EPOCHS after which the rate falls linearly to 0; 1: never
 SEED = 0  # seeds the weights, the order of the images, the deformations and the samples
 DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
-PRECISION = "auto"  # of the networks in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
+PRECISION = "auto"  # in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
 RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_control"
@@ -372,7 +372,7 @@ def main() -> dict:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
         run.check_batch_size(BATCH_SIZE, len(train))
         judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
-        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the reconstruction
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the loss
 
         torch.manual_seed(SEED)
         model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)

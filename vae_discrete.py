@@ -147,7 +147,7 @@ def main() -> dict:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
         run.check_batch_size(BATCH_SIZE, len(train))
         judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
-        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the reconstruction
+        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the loss
 
         torch.manual_seed(SEED)
         model = DiscreteVAE(N_VARIABLES, N_CATEGORIES).to(run.device)
