@@ -25,10 +25,7 @@ and Improving the Image Quality of StyleGAN, 2020 (computing it only now and the
 """
 
 import copy
-import functools
 import math
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,46 +34,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
-
 import data
 import judge
 import metrics
 import plots
 import runs
 
-# What leads to the right permutation of the ten colours, and to exact ones (runs: docs/results.md). The gradient
-# penalty on real images keeps the discriminators smooth. Without this penalty, runs with the faster constants
-# below found the permutation and lost it again. The cycle loss keeps digits from being bent into others. It also gives
-# each generator pairs to learn from: the fakes of the other one, and the real images that they were made from. So what
-# is clear in one direction teaches the other, even to tell a dim cyan stroke from a teal one. A heavy cycle loss makes
-# colours more exact, but at a low rate, or on clothes (FashionMNIST), it holds the generators in wrong permutations. So
-# it is light at first, and a mean squared distance joins it later. Generators learn much sooner from pixels that are
-# not all positive. Adam with a short memory of squared gradients gets further at the same rate. Until the rate has
-# fallen, the averages are far more exact than the last weights.
-INPUT_RANGE = (-2.5, 7.5)  # what the generators take for black and for full brightness; (0.0, 1.0): pixels as they are
-HE_WEIGHTS = True  # the discriminators' first weights: True for He et al. 2015; torch's own are 2.4 times smaller
-R1_WEIGHT = 0.3  # weight of the penalty, half the mean squared gradient; 0: none
-R1_EVERY = 4  # steps from one penalty to the next, which has as many times the weight; more of them save time
-BETA1 = 0.5  # Adam's, at first: a shorter memory of gradients than the usual 0.9 finds the permutation sooner
-BETA2 = 0.95  # Adam's: a shorter memory of squared gradients than the usual 0.999; at the same rate, steps go further
-CYCLE_WEIGHT = 2.0  # weight of the mean L1 distance of an image to its translation there and back; 0: none
-REFINE_FROM = 0.35  # share of the run after which beta1 is 0.9, and the next weight counts; 1: never
-REFINE_WEIGHT = 40.0  # weight of the mean squared distance of an image to its translation there and back; 0: none
-EMA_DECAY = 0.998  # the decay of the averaged generators, which are scored, shown and saved; 0: the last weights
+# Networks.
+INPUT_RANGE = (-2.5, 7.5)  # generators see pixels stretched from [0, 1] to this range; (0.0, 1.0): as they are
+HE_WEIGHTS = True  # discriminators start with He et al.'s weights (2015), 2.4 times torch's; False: torch's
 
-# Training. Each epoch ends with a line of the log and a checkpoint. These values are faster, and were tried on many
-# colours: EPOCHS = 8, IMAGES_PER_EPOCH = 16_000, BATCH_SIZE = 32, LEARNING_RATE = 0.002, CYCLE_WEIGHT = 10.0,
-# INPUT_RANGE = (0.0, 1.0), REFINE_FROM = 0.3, REFINE_WEIGHT = 0.0.
+# Losses. The penalty keeps the right permutation once it is found; the cycle losses make colours exact.
+R1_WEIGHT = 0.3  # half the squared gradient of the discriminators at real images; 0: none
+R1_EVERY = 4  # steps from one penalty to the next, which is so many times as strong; more of them save time
+CYCLE_WEIGHT = 2.0  # mean absolute error of an image translated there and back; 0: none
+REFINE_WEIGHT = 40.0  # mean squared error of the same, from REFINE_FROM on; 0: none
+
+# Adam, for all four networks.
+LEARNING_RATE = 0.0003
+BETA1 = 0.5  # until REFINE_FROM, then 0.9: a short memory of gradients finds the permutation sooner
+BETA2 = 0.95  # usual: 0.999; with a shorter memory of squared gradients, steps of the same rate go further
+EMA_DECAY = 0.998  # of the average of the generators' weights, which is scored, shown and saved; 0: the last weights
+
+# The run: search, refine, settle. Faster, and tried on many colours: EPOCHS = 8, IMAGES_PER_EPOCH = 16_000,
+# BATCH_SIZE = 32, LEARNING_RATE = 0.002, CYCLE_WEIGHT = 10.0, INPUT_RANGE = (0.0, 1.0), REFINE_FROM = 0.3,
+# REFINE_WEIGHT = 0.0.
 EPOCHS = 32
 IMAGES_PER_EPOCH = 30_000  # from each domain, drawn anew for each epoch; all of a domain's if it has fewer
 BATCH_SIZE = 120  # images of each domain
-LEARNING_RATE = 0.0003  # Adam's, for all four networks
-DECAY_FROM = 0.7  # share of the run after which the rate falls linearly to 0; 1: never
+REFINE_FROM = 0.35  # share of the steps; 1: never
+DECAY_FROM = 0.7  # share of the steps after which the rate falls linearly to 0; 1: never
 SEED = 0  # seeds the weights, the halves and the order of the images
-DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
+DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if there is one, else the CPU; or name it: "cuda", "mps", "cpu"
 PRECISION = "auto"  # in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
+RESUME = True  # True resumes an unfinished run of the same code and constants, False always starts over
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "cyclegan_colors"
 
@@ -156,8 +147,19 @@ def generator_loss(discriminator: Discriminator, fake: Tensor) -> Tensor:
     return F.softplus(-discriminator(fake).float()).mean()
 
 
-def load_model(path: Path) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """(a_to_b, b_to_a) from a generators.pt, for your own use: images (B, 3, 28, 28) → the same in [0, 1]."""
+def cycle_loss(back: Generator, fake: Tensor, original: Tensor, weight: float, squared_weight: float) -> Tensor | float:
+    """weight × mean absolute + squared_weight × mean squared error of fake images that `back` translates to where they
+    came from, the original ones. Zhu et al. 2017; it trains both generators.
+    """
+    if weight == squared_weight == 0:
+        return 0.0
+    difference = back(fake).float() - original
+    loss = weight * difference.abs().mean()
+    return loss + squared_weight * difference.square().mean() if squared_weight else loss
+
+
+def load_model(path: Path) -> tuple[nn.Module, nn.Module]:
+    """(a_to_b, b_to_a) from a generators.pt: frozen modules, images (B, 3, 28, 28) → the same in [0, 1]."""
     saved, generators = runs.load_torch(path), []
     try:
         for name in ("a_to_b", "b_to_a"):
@@ -165,17 +167,12 @@ def load_model(path: Path) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor
             generators[-1].load_state_dict(saved[name])
     except (KeyError, TypeError, RuntimeError, AttributeError):
         raise SystemExit(f"{path} does not hold the two generators: train them again.") from None
-    return tuple(clamped(generator.eval()) for generator in generators)
+    return tuple(clamped(generator).requires_grad_(False).eval() for generator in generators)
 
 
-def clamped(generator: Generator) -> Callable[[Tensor], Tensor]:
-    """The generator as it is shown and scored: its output clamped to [0, 1], without gradients."""
-
-    @torch.inference_mode()
-    def translate(x: Tensor) -> Tensor:
-        return generator(x).clamp(0, 1)
-
-    return translate
+def clamped(generator: Generator) -> nn.Module:
+    """The generator as it is shown and scored: its output clamped to [0, 1]."""
+    return nn.Sequential(generator, nn.Hardtanh(0, 1))
 
 
 @dataclass
@@ -186,163 +183,121 @@ class Domain:
     train: data.ColoredSet  # its real images
     generator: Generator  # translates images of the other domain into this one
     discriminator: Discriminator  # separates real images of this domain from translated ones
-    averaged: Generator  # the same with an exponential moving average of its weights
-    generator_optimizer: torch.optim.Optimizer
-    discriminator_optimizer: torch.optim.Optimizer
-    batch: Tensor | None = None  # its real images in this step, (B, 3, 28, 28)
-    fake: Tensor | None = None  # the other domain's, translated into this one
+    averaged: Generator  # the generator with an exponential moving average of its weights
+    generator_adam: torch.optim.Adam
+    discriminator_adam: torch.optim.Adam
 
     def parts(self, name: str) -> dict:
         """What a checkpoint saves of this domain, each part under a name of its own."""
-        names = ("generator", "discriminator", "averaged", "generator_optimizer", "discriminator_optimizer")
+        names = ("generator", "discriminator", "averaged", "generator_adam", "discriminator_adam")
         return {f"{part}_{name}": getattr(self, part) for part in names}
 
 
-def make_domains(images: Tensor, digits: Tensor, colors: list[Tensor], device: torch.device) -> tuple[Domain, Domain]:
-    """A and B, with their first weights. `colors` are theirs, RGB (10, 3); `images` uint8 (n, 28, 28), by digit (n,).
+def make_domain(train: data.ColoredSet, colors: Tensor, generator: Generator, discriminator: Discriminator) -> Domain:
+    """A domain with these networks on the device of its images; the learning rates are set at each step."""
+    for network in (generator, discriminator):  # channels_last and fused: faster, and the same up to rounding
+        network.to(train.images.device, memory_format=torch.channels_last)
+    averaged = copy.deepcopy(generator).requires_grad_(False)
+    adams = [torch.optim.Adam(network.parameters(), fused=True) for network in (generator, discriminator)]
+    return Domain(colors, train, generator, discriminator, averaged, *adams)
 
-    Unpaired: one half of the images only ever appears in A's colours, the other half in B's. Here the digits choose the
-    colours. No network sees them; test digits score each line of the log.
+
+def halves(images: Tensor, digits: Tensor, colors: list[Tensor], device: torch.device) -> list[data.ColoredSet]:
+    """Images uint8 (n, 28, 28) by digit (n,) in two random halves, each in its domain's colours, RGB (10, 3).
+
+    Unpaired: one half only ever appears in A's colours, the other in B's. Here the digits choose the colours. No
+    network sees them.
     """
-    halves = torch.randperm(len(images))[: len(images) // 2 * 2].chunk(2)  # equal in size; the same in a resumed run
-    a_to_b, b_to_a = Generator(INPUT_RANGE), Generator(INPUT_RANGE)
-    generators = [b_to_a, a_to_b]  # by the domain they lead into
-    discriminators = [Discriminator(HE_WEIGHTS), Discriminator(HE_WEIGHTS)]
-    domains = []
-    for half, palette, *networks in zip(halves, colors, generators, discriminators, strict=True):
-        parts = images[half], digits[half], palette[digits[half]]
-        for network in networks:  # channels_last and fused: faster, and the same up to rounding
-            network.to(device, memory_format=torch.channels_last)
-        averaged = copy.deepcopy(networks[0]).requires_grad_(False)
-        adam = functools.partial(torch.optim.Adam, lr=LEARNING_RATE, fused=True)
-        optimizers = [adam(network.parameters()) for network in networks]
-        train = data.ColoredSet(*(part.to(device) for part in parts))
-        domains.append(Domain(palette.to(device), train, *networks, averaged, *optimizers))
-    return tuple(domains)
+    parts = torch.randperm(len(images))[: len(images) // 2 * 2].chunk(2)  # equal in size; the same in a resumed run
+    sets = [(images[part], digits[part], palette[digits[part]]) for part, palette in zip(parts, colors, strict=True)]
+    return [data.ColoredSet(*(tensor.to(device) for tensor in tensors)) for tensors in sets]
 
 
 def main() -> dict:
     """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
-    with runs.start(OUTPUT_DIR, globals(), data.DOMAINS, schedule=("EPOCHS",)) as run:
+    with runs.start(OUTPUT_DIR, globals(), data.DOMAINS) as run:
         colors = [data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)]
         images, digits = data.load(train=True)
         test = [part.to(run.device) for part in data.load(train=False)]  # images, digits
-        n = min(IMAGES_PER_EPOCH, len(images) // 2)  # images that an epoch takes from each domain
-        run.check_batch_size(BATCH_SIZE, n)
-        judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
+        run.code |= {"judge": judge.fingerprint(judge.load(run.device)), "images": len(images)}
 
         torch.manual_seed(SEED)
-        a, b = domains = make_domains(images, digits, colors, run.device)
+        train_a, train_b = halves(images, digits, colors, run.device)
+        to_b, to_a = Generator(INPUT_RANGE), Generator(INPUT_RANGE)
+        a = make_domain(train_a, colors[0].to(run.device), to_a, Discriminator(HE_WEIGHTS))
+        b = make_domain(train_b, colors[1].to(run.device), to_b, Discriminator(HE_WEIGHTS))
         directions = {
             "a_to_b": metrics.Direction(clamped(b.averaged), a.colors, b.colors),
             "b_to_a": metrics.Direction(clamped(a.averaged), b.colors, a.colors),
         }
-        n_batches = math.ceil(n / BATCH_SIZE)
-        steps = EPOCHS * n_batches
-        history = run.resume(**a.parts("a"), **b.parts("b")) or [log_row(directions, *test, run, 0, 0)]
-        print_row(history[-1], steps)
-        step = history[-1]["step"]
-        optimizers = [o for domain in domains for o in (domain.generator_optimizer, domain.discriminator_optimizer)]
+        history = run.resume(**a.parts("a"), **b.parts("b"))  # a row for each finished epoch, and one for none
+        if not history:
+            history = [{"epoch": 0, "step": 0, "seconds": run.seconds(), **metrics.translation_row(directions, *test)}]
+        n = min(IMAGES_PER_EPOCH, len(train_a))  # images that an epoch takes from each domain
+        step, steps = history[-1]["step"], EPOCHS * math.ceil(n / BATCH_SIZE)
+        metrics.print_translation(history[-1], steps)
+        adams = [a.generator_adam, a.discriminator_adam, b.generator_adam, b.discriminator_adam]
         autocast = run.autocast()  # convolutions in bfloat16, where that is faster
 
         for epoch in range(history[-1]["epoch"] + 1, EPOCHS + 1):
-            batches = [torch.randperm(len(d.train))[:n].to(run.device).split(BATCH_SIZE) for d in domains]
-            batches = zip(*batches, strict=True)
-            for index_a, index_b in tqdm(batches, f"epoch {epoch}/{EPOCHS}", n_batches, leave=False, disable=None):
-                a.batch, b.batch = a.train.colored(index_a), b.train.colored(index_b)
-                r1_weight = R1_WEIGHT * R1_EVERY if step % R1_EVERY == 0 else 0
-                beta1, squared_weight = (0.9, REFINE_WEIGHT) if step >= REFINE_FROM * steps else (BETA1, 0)
-                for optimizer in optimizers:
-                    optimizer.param_groups[0] |= {"lr": LEARNING_RATE * rate(step, steps), "betas": (beta1, BETA2)}
-                losses = []
+            losses = []
+            indices = [torch.randperm(len(domain.train))[:n].to(run.device).split(BATCH_SIZE) for domain in (a, b)]
+            batches = list(zip(*indices, strict=True))
+            for index_a, index_b in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
+                real_a, real_b = a.train.colored(index_a), b.train.colored(index_b)
+                refining = step >= REFINE_FROM * steps
+                betas = 0.9 if refining else BETA1, BETA2
+                for adam in adams:
+                    adam.param_groups[0] |= {"lr": LEARNING_RATE * rate(step, steps, DECAY_FROM), "betas": betas}
 
                 # 1. Each discriminator: real images of its domain against translated ones.
-                for domain, other in ((a, b), (b, a)):
+                r1_weight, fakes = R1_WEIGHT * R1_EVERY * (step % R1_EVERY == 0), []
+                for domain, real, source in ((a, real_a, real_b), (b, real_b, real_a)):
                     with autocast:
-                        domain.fake = domain.generator(other.batch).float()
-                        loss = discriminator_loss(domain.discriminator, domain.batch, domain.fake, r1_weight)
-                    domain.discriminator_optimizer.zero_grad()
+                        fakes.append(domain.generator(source).float())
+                        loss = discriminator_loss(domain.discriminator, real, fakes[-1], r1_weight)
+                    domain.discriminator_adam.zero_grad()
                     loss.backward()
-                    domain.discriminator_optimizer.step()
+                    domain.discriminator_adam.step()
                     losses.append(loss.detach())
 
                 # 2. Both generators: fakes that look real and, translated back, are what they were made from.
-                for domain, other in ((a, b), (b, a)):
+                squared_weight = REFINE_WEIGHT * refining
+                for domain, fake, other, source in ((a, fakes[0], b, real_b), (b, fakes[1], a, real_a)):
                     domain.discriminator.requires_grad_(False)  # gradients only pass through
                     with autocast:
-                        loss = generator_loss(domain.discriminator, domain.fake)
-                        if CYCLE_WEIGHT or squared_weight:  # this trains both
-                            difference = other.generator(domain.fake).float() - other.batch
-                            loss = loss + CYCLE_WEIGHT * difference.abs().mean()
-                            if squared_weight:
-                                loss = loss + squared_weight * difference.square().mean()
+                        loss = generator_loss(domain.discriminator, fake)
+                        loss = loss + cycle_loss(other.generator, fake, source, CYCLE_WEIGHT, squared_weight)
                     loss.backward()
                     domain.discriminator.requires_grad_(True)
                     losses.append(loss.detach())
-                for domain in domains:
-                    domain.generator_optimizer.step()
-                    domain.generator_optimizer.zero_grad()
 
-                    # 3. The average of the generator's weights. At first it covers about a ninth of those so far.
-                    share = max(1 - EMA_DECAY, 9 / (10 + step))
-                    with torch.no_grad():
-                        for mean, last in zip(domain.averaged.parameters(), domain.generator.parameters(), strict=True):
-                            mean.lerp_(last, share)
-                run.check_finite(sum(losses), step)
+                # 3. The generators' step, and the averages of their weights: at first of a ninth of the steps so far.
+                for domain in (a, b):
+                    domain.generator_adam.step()
+                    domain.generator_adam.zero_grad()
+                    for mean, last in zip(domain.averaged.parameters(), domain.generator.parameters(), strict=True):
+                        mean.lerp_(last.detach(), max(1 - EMA_DECAY, 9 / (10 + step)))
                 step += 1
-            history.append(log_row(directions, *test, run, epoch, step))
-            run.checkpoint(history)
-            print_row(history[-1], steps)
 
-        generators = {"a_to_b": b.averaged.state_dict(), "b_to_a": a.averaged.state_dict()}
+            row = {"epoch": epoch, "step": step, "seconds": run.seconds(), "loss": torch.stack(losses).mean().item()}
+            history.append(row | metrics.translation_row(directions, *test))
+            run.checkpoint(history)  # with the state of what resume() was given
+            metrics.print_translation(history[-1], steps)
+
+        run.end_training()
+        generators = {"a_to_b": runs.weights(b.averaged), "b_to_a": runs.weights(a.averaged)}
         runs.save_torch(OUTPUT_DIR / "generators.pt", generators)
         results, examples, maps = metrics.evaluate_translation(directions, *test)
         results["updates_to_99"] = updates_to_99(history)
         figures(directions, results, examples, maps, history)
-        run.finish(results, [{key: value for key, value in row.items() if key != "pictures"} for row in history])
-    return results
+        rows = [{name: value for name, value in row.items() if name != "pictures"} for row in history]
+        return run.finish(results, rows)
 
 
-# Same as vae_control.rate.
-def rate(step: int, steps: int) -> float:
-    """The learning rate as a share of LEARNING_RATE: 1 until DECAY_FROM, then falling linearly to 0."""
-    return min(1, (1 - step / steps) / max(1 - DECAY_FROM, 1 / steps))
-
-
-def log_row(
-    directions: dict[str, metrics.Direction], images: Tensor, digits: Tensor, run: runs.Run, epoch: int, step: int
-) -> dict:
-    """A row of the history: scores of the first 2,000 test images, and pictures.
-
-    The pictures, uint8 (2, 10, 3, 28, 28), are the first test image of each digit as it is translated now.
-    """
-    row, pictures = {"epoch": epoch, "step": step}, []
-    first = metrics.first_of_each_digit(digits, 1)[:, 0]
-    for name, direction in directions.items():
-        outputs = direction.outputs(images[:2000], digits[:2000])
-        scores, _ = metrics.translation_scores(name, outputs, images[:2000], digits[:2000], direction.target)
-        row |= {f"{name}_{part}": scores[f"{name}_{part}"] for part in ("digit", "color", "exact")}
-        pictures.append(direction.outputs(images[first], digits[first]))
-    row["seconds"] = run.seconds()
-    return row | {"pictures": torch.stack(pictures).mul(255).round().byte().cpu()}
-
-
-def print_row(row: dict, steps: int) -> None:
-    """A line of the log, of a run of so many steps."""
-    print(
-        f"{row['step']:{len(str(steps))}d}/{steps} updates",
-        *(
-            f"{way}: "
-            + "  ".join(
-                f"{label} {row[f'{way}_{part}']:6.1%}"
-                for part, label in (("digit", "digit"), ("color", "colour"), ("exact", "exact"))
-            )
-            for way in ("a_to_b", "b_to_a")
-        ),
-        f"{row['seconds'] / 60:4.1f} min",
-        sep=" | ",
-        flush=True,
-    )
+def rate(step: int, steps: int, decay_from: float) -> float:
+    """The learning rate as a share of the first: 1 until this share of the steps, then falling linearly to 0."""
+    return min(1, (1 - step / steps) / max(1 - decay_from, 1 / steps))
 
 
 def updates_to_99(history: list[dict]) -> int | None:

@@ -7,16 +7,14 @@ right on the 10,000 test digits is in outputs/judge/<DATASET>/metrics.json.
 """
 
 import functools
+import hashlib
 import math
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import runs
@@ -57,7 +55,7 @@ def main() -> dict[str, float]:
     """Trains the judge and saves its weights. Returns its shares right on the test digits, in grey and in colour."""
     with runs.start(Path(OUTPUT_DIR) / str(data.DATASET), globals(), data.RANDOM_COLORS) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
-        run.check_batch_size(BATCH_SIZE, len(train))
+        run.code |= {"images": len(train)}
         white = torch.ones(len(train), 3, device=run.device)
         torch.manual_seed(SEED)
         model = Judge().to(run.device, memory_format=torch.channels_last)
@@ -85,8 +83,7 @@ def main() -> dict[str, float]:
                 read = torch.cat([model(data.colorize(*batch)).argmax(1) for batch in batches])
             results[f"judge_{name}"] = (read == test.digits).float().mean().item()
         runs.save_torch(run.folder / "judge.pt", model.state_dict())
-        run.finish(results, [])
-    return results
+        return run.finish(results, [])
 
 
 def load(device: torch.device) -> Judge:
@@ -99,6 +96,12 @@ def load(device: torch.device) -> Judge:
         print(f"There is no judge for {data.DATASET} yet: training it, once.")
         main()
     return _load(path, device)
+
+
+def fingerprint(model: Judge) -> str:
+    """A hash of its weights, so that results can say which judge scored them."""
+    weights = (tensor.cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    return hashlib.sha256(b"".join(weights)).hexdigest()[:16]
 
 
 @functools.cache

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import data
 import judge
-import runs
 
 HUE_TOLERANCE = 15.0  # degrees: a hue is right when it is no further off
 COLOR_TOLERANCE = 0.1  # RGB, Euclidean (black to white is 1.73): a translated colour is exact when it is no further off
@@ -27,6 +26,7 @@ BANDWIDTH = 0.1  # the width of the kernel that weighs them, in the units of the
 HUE_WIDTH = 10.0  # degrees: how fast a code gets less suitable as its hue is off
 N_HUE_BINS = 12  # for mutual information with the hue
 N_VALUE_BINS = 20  # equally filled bins of a continuous latent, for mutual information
+NOTHING_EXPLAINED = 0.02  # share of the pixels' variance: a code that explains less gets a warning
 
 
 # --------------------------------------------------------------------------------------- reading a picture
@@ -115,6 +115,42 @@ def elbo(terms_of: Callable[[Tensor, bool], dict[str, Tensor]], test: data.Color
         results[f"test_above_floor{suffix}"] = sum(terms.values()) - results["pixel_entropy"]
         results |= {f"test_{name}{suffix}": value for name, value in terms.items()}
     return results
+
+
+def epoch_row(
+    train_terms: list[dict[str, Tensor]],
+    terms_of: Callable,
+    model: nn.Module,
+    train: data.ColoredSet,
+    test: data.ColoredSet,
+) -> dict[str, float]:
+    """A row of a VAE's history: means over an epoch's batches and over the test set, nats per image.
+
+    `train_terms`: what each batch of the epoch gave, summed over the batch: the terms of -ELBO, and of the loss what
+    else there is. `terms_of(x)`: the terms of -ELBO on test images.
+    """
+    sums = map(sum, torch.stack([torch.stack([*terms.values()]) for terms in train_terms]).T.tolist())
+    row = {f"train_{name}": value / len(train) for name, value in zip(train_terms[0], sums, strict=True)}
+    row |= {f"test_{name}": value for name, value in mean_terms(terms_of, test).items()}
+    return row | {"explained_variance": explained_variance(model, test)}
+
+
+def print_epoch(history: list[dict], epochs: int) -> None:
+    """A line of the log for the last row: every term, nats per image. Warns once of a code that carries nothing."""
+    row, parts = history[-1], [f"epoch {len(history):{len(str(epochs))}d}/{epochs}"]
+    for part in ("train", "test"):
+        terms = {name.removeprefix(f"{part}_"): value for name, value in row.items() if name.startswith(f"{part}_")}
+        parts.append(f"{part}: " + "  ".join(f"{name} {value:6.2f}" for name, value in terms.items()))
+    seconds = row["seconds"] - (history[-2]["seconds"] if len(history) > 1 else 0)
+    left = f"  {seconds * (epochs - len(history)) / 60:4.1f} min left" * (len(history) > 1)  # the first has the set-up
+    print(*parts, f"tau {row['tau']:.2f}  " * ("tau" in row) + f"{seconds:5.1f} s{left}", sep=" | ", flush=True)
+    nothing = [row.get("explained_variance", 1) < NOTHING_EXPLAINED for row in history[-2:]]
+    if nothing in ([True], [False, True]):  # the first epoch of which this is true
+        print(
+            "Warning: the code carries almost nothing: all images are decoded to nearly the same picture. If this "
+            "stays so for some epochs, stop the run, and try another SEED or a lower LEARNING_RATE.",
+            flush=True,
+        )
 
 
 # -------------------------------------------------------------------------------------------- latent usage
@@ -325,22 +361,11 @@ def category_counts(codes: Tensor, digits: Tensor) -> Tensor:
     return (codes.T @ F.one_hot(digits, 10).to(codes)).round().long().cpu()
 
 
-def best_one_to_one(counts: Tensor) -> int:
-    """The most images (of counts (10, 10)) in a category with their digit's name, if each digit names one category."""
-    best = {frozenset(): 0}
-    for row in counts.tolist():
-        longer: dict[frozenset, int] = {}
-        for used, total in best.items():
-            for digit in set(range(10)) - used:
-                longer[used | {digit}] = max(longer.get(used | {digit}, 0), total + row[digit])
-        best = longer
-    return best[frozenset(range(10))]
-
-
 class Evaluation(NamedTuple):
     """What `evaluate` measured, and the tensors behind it, for the figures."""
 
     results: dict  # name → plain floats
+    floors: dict  # the pixel entropy of the "train" and of the "test" images, nats per image
     train_codes: Tensor  # (n, D)
     test_codes: Tensor  # (n, D)
     reconstructions: tuple[Tensor, ...]  # from reconstruction_examples
@@ -350,13 +375,7 @@ class Evaluation(NamedTuple):
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, terms_of: Callable, train: data.ColoredSet, test: data.ColoredSet) -> Evaluation:
-    """All scores that the VAEs have in common. `terms_of(x, hard)` as in `elbo`.
-
-    Matrix products are exact from here on, whatever the training's. Puts the model into eval mode.
-    """
-    torch.set_float32_matmul_precision("highest")
-    runs.release_freed_memory()  # scores need larger blocks than training steps
-    model.eval()
+    """All scores that the VAEs have in common. `terms_of(x, hard)` as in `elbo`."""
     train_codes, test_codes = codes_of(model, train), codes_of(model, test)
     names = color_latents(model.latents, train_codes, train)
     demand, *demand_pictures = control_on_demand(model, train_codes, train)
@@ -368,19 +387,21 @@ def evaluate(model: nn.Module, terms_of: Callable, train: data.ColoredSet, test:
         "color_latents": names,
         "latents": latent_usage(model, test_codes, test),
     }
+    floors = {"train": pixel_entropy(train), "test": results["pixel_entropy"]}
     examples = reconstruction_examples(model, test), tuple(demand_pictures)
-    return Evaluation(results, train_codes, test_codes, *examples, swap_examples(model, test_codes, names, test))
+    return Evaluation(
+        results, floors, train_codes, test_codes, *examples, swap_examples(model, test_codes, names, test)
+    )
 
 
 def control_by_knob(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
     """Is the first variable the digit, and does setting it draw the digit?
 
     category_digits: each category's name, the digit most common among the training images in it. digit_accuracy: share
-    of test images whose category has their digit's name; _one_to_one: under the best naming that gives each digit one
-    category (None unless K = 10). knob_*: every test image's first variable is set to a wanted digit's category (the
-    largest, if there are several), and the colour latents are those of another test image. Right when the judge
-    sees the wanted digit, and the hue is the other image's. A digit without a category is drawn wrong. Digits and pairs
-    are drawn with a fixed seed. category_counts: of test images.
+    of test images whose category has their digit's name. knob_*: every test image's first variable is set to a wanted
+    digit's category (the largest, if there are several), and the colour latents are those of another test image. Right
+    when the judge sees the wanted digit, and the hue is the other image's. A digit without a category is drawn wrong.
+    Digits and pairs are drawn with a fixed seed. category_counts: of test images.
     """
     train_codes, test_codes, names = scores.train_codes, scores.test_codes, scores.results["color_latents"]
     columns = model.latents["v1"]
@@ -402,7 +423,6 @@ def control_by_knob(model: nn.Module, scores: Evaluation, train: data.ColoredSet
     return {
         "category_digits": of_category.tolist(),
         "digit_accuracy": in_test.gather(1, of_category[:, None]).sum().item() / len(test),
-        "digit_accuracy_one_to_one": best_one_to_one(in_test) / len(test) if k == 10 else None,
         **_shares("knob", digit & ~without[wanted], hue),
         "category_counts": in_test.tolist(),
     }
@@ -418,6 +438,7 @@ class Direction(NamedTuple):
     source: Tensor  # RGB (10, 3)
     target: Tensor  # RGB (10, 3)
 
+    @torch.inference_mode()
     def outputs(self, grey: Tensor, digits: Tensor) -> Tensor:
         """Translations (n, 3, 28, 28) of the images `grey` (n, 28, 28) of these digits in the source's colours."""
         result = torch.empty((len(digits), 3, 28, 28), device=grey.device, memory_format=torch.channels_last)
@@ -468,13 +489,38 @@ def color_map(outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> 
     return torch.stack([torch.bincount(nearest[digits == d], minlength=10) / (digits == d).sum() for d in range(10)])
 
 
+def translation_row(directions: dict[str, Direction], images: Tensor, digits: Tensor) -> dict:
+    """A row of the history: scores of the first 2,000 test images (n, 28, 28) by digit (n,), and pictures.
+
+    The pictures, uint8 (2, 10, 3, 28, 28), are the first test image of each digit as it is translated now.
+    """
+    row, pictures = {}, []
+    first = first_of_each_digit(digits, 1)[:, 0]
+    for name, direction in directions.items():
+        outputs = direction.outputs(images[:2000], digits[:2000])
+        scores, _ = translation_scores(name, outputs, images[:2000], digits[:2000], direction.target)
+        row |= {f"{name}_{part}": scores[f"{name}_{part}"] for part in ("digit", "color", "exact")}
+        pictures.append(direction.outputs(images[first], digits[first]))
+    return row | {"pictures": torch.stack(pictures).mul(255).round().byte().cpu()}
+
+
+def print_translation(row: dict, steps: int) -> None:
+    """A line of the log for a row of the history, of a run of so many steps."""
+    labels = {"digit": "digit", "color": "colour", "exact": "exact"}
+    ways = [
+        f"{way}: " + "  ".join(f"{label} {row[f'{way}_{part}']:6.1%}" for part, label in labels.items())
+        for way in ("a_to_b", "b_to_a")
+    ]
+    done = f"{row['step']:{len(str(steps))}d}/{steps} updates"
+    print(done, *ways, f"{row['seconds'] / 60:4.1f} min", sep=" | ", flush=True)
+
+
 def evaluate_translation(directions: dict[str, Direction], grey: Tensor, digits: Tensor) -> tuple[dict, dict, dict]:
     """Scores both directions on test images `grey` (n, 28, 28) by digit (n,), beside identity and oracle.
 
     Returns the results; for each direction examples, the first four images of each digit: originals, translations,
     targets, each (4, 10, 3, 28, 28), and which are right, bool (4, 10); and for each direction its color_map.
     """
-    runs.release_freed_memory()  # scores need larger blocks than training steps
     shown = first_of_each_digit(digits, 4).T
     results, examples, maps = {}, {}, {}
     for name, direction in directions.items():

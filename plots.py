@@ -5,8 +5,10 @@ labelled with the digit, hue or latent value they stand for. Images are tensors 
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,14 +16,11 @@ from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
 from torch import Tensor
 
 import data
-import metrics
-import runs
 
 DPI = 170  # dots per inch of the pictures; moving ones have 110
 WIDTH = 7.6  # inches, of the widest: GitHub shows it 830 pixels wide, and so 9 points as 14 pixels
@@ -36,12 +35,7 @@ STYLE = {
     "legend.frameon": False,
     "savefig.bbox": "tight",
 }
-TERM_COLORS = {"reconstruction": "tab:blue", "kl_z": "tab:orange", "kl_v": "tab:green"}  # the same in every figure
-TERM_LABELS = {
-    "reconstruction": "",
-    "kl_z": "continuous numbers (z), ",
-    "kl_v": "variables (v), ",
-}
+TERM_LABELS = {"kl_z": "continuous latents (z)", "kl_v": "categorical latents (v)"}
 CELL = 0.36  # inches that an image takes in a grid, or less where WIDTH has not the room
 GAP = 0.15  # grey level between images: darker than pure blue, which a lighter one would outshine
 
@@ -65,8 +59,16 @@ def _cell(columns: int, other: float) -> float:
     return min(CELL, (WIDTH - other) / columns)
 
 
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name; the file written there replaces `path` when the block ends."""
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    yield temporary
+    os.replace(temporary, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
-    with runs.atomic_write(path) as temporary:
+    with _whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
 
 
@@ -139,7 +141,7 @@ def movie(
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     writer = PillowWriter(fps)
-    with runs.atomic_write(path) as temporary, writer.saving(figure, temporary, dpi=110):
+    with _whole(path) as temporary, writer.saving(figure, temporary, dpi=110):
         for t, text in enumerate(titles):
             axes.images[0].set_data(_canvas(frames[t]))
             title.set_text(text)
@@ -163,19 +165,10 @@ def _draw_dial(axes: Axes, codes: Tensor, hues: Tensor, points: Tensor) -> list[
     return [hand for (hand,) in hands]
 
 
-@styled()
-def picture(path: Path, image: Tensor) -> None:
-    """One image (3, 28, 28), each pixel ten wide and high."""
-    with runs.atomic_write(path) as temporary:
-        imsave(temporary, _array(image).transpose(1, 2, 0).repeat(10, 0).repeat(10, 1), format="png")
-
-
-def common_figures(
-    folder: Path, model: str, scores: metrics.Evaluation, history: list[dict], floors: dict[str, float]
-) -> None:
-    """The five figures that all VAEs have. `model` is its name in the titles, `floors` as in loss_curves."""
+def common_figures(folder: Path, model: str, scores: NamedTuple, history: list[dict]) -> None:
+    """The five figures that all VAEs have. `model`: its name in titles; `scores`: what metrics.evaluate gave."""
     results = scores.results
-    loss_curves(folder / "loss.png", history, floors)
+    loss_curves(folder / "loss.png", history, scores.floors)
     latent_usage(folder / "latent_usage.png", results, model)
     reconstructions(folder / "reconstructions.png", *scores.reconstructions, results, model)
     control_on_demand(folder / "control_on_demand.png", *scores.demand, results, model)
@@ -191,22 +184,21 @@ def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> No
     """
     figure, ((left, right),) = _figure(1, 2, WIDTH, 2.8)
     epochs = np.arange(1, len(history) + 1)
-    for name in ("reconstruction", "kl_z", "kl_v"):
-        if f"train_{name}" not in history[0]:
-            continue
-        axes = left if name == "reconstruction" else right
+    terms = [name.removeprefix("train_") for name in history[0] if name.startswith("train_")]
+    for i, name in enumerate(terms):
+        axes, floor = (left, floors) if name == "reconstruction" else (right, {"train": 0, "test": 0})
         for part, style in (("train", "-"), ("test", "o")):
-            floor = floors[part] if name == "reconstruction" else 0
-            values = [row[f"{part}_{name}"] - floor for row in history]
-            label = f"{TERM_LABELS[name]}{part}"
-            axes.plot(epochs, values, style, markersize=3.5, color=TERM_COLORS[name], label=label, clip_on=False)
+            if f"{part}_{name}" in history[0]:  # a regularizer may have no test value
+                values = [row[f"{part}_{name}"] - floor[part] for row in history]
+                label = f"{TERM_LABELS.get(name, name)}, {part}"
+                axes.plot(epochs, values, style, markersize=3.5, color=f"C{i}", label=label, clip_on=False)
     for axes in (left, right):
         axes.set(xlabel="epoch", ylabel="nats per image")
         axes.set(xlim=(0, None), ylim=(0, None))
         axes.legend()
         axes.xaxis.get_major_locator().set_params(integer=True)
     left.set_title("reconstruction, above the entropy of the pixels")
-    right.set_title("KL to the prior")
+    right.set_title("KL to the prior" if set(terms) <= {"reconstruction", *TERM_LABELS} else "the other terms")
     _save(figure, path)
 
 
@@ -429,7 +421,7 @@ def stepping(path: Path, grids: list[Tensor], names: list[str], title: str) -> N
 
 
 @styled()
-def latent_usage(path: Path, results: dict, model: str) -> None:
+def latent_usage(path: Path, results: dict, model: str, hue_bins: int = 12) -> None:
     """A row for each latent: its KL and its information on digit and hue, in nats. Colour latents are named as such.
 
     `results` are those of metrics.evaluate. If they have metrics.color_wheel_scores, the angle of (z1, z2) has a row.
@@ -437,7 +429,7 @@ def latent_usage(path: Path, results: dict, model: str) -> None:
     columns = {
         "kl": "KL",
         "mi_digit": f"mutual information\nwith the digit (≤ {np.log(10):.2f})",
-        "mi_hue": f"mutual information\nwith the hue (≤ {np.log(metrics.N_HUE_BINS):.2f})",
+        "mi_hue": f"mutual information\nwith the hue (≤ {np.log(hue_bins):.2f})",
     }
     rows = {}
     for name, latent in results["latents"].items():
@@ -447,7 +439,7 @@ def latent_usage(path: Path, results: dict, model: str) -> None:
     values = np.array(list(rows.values()))
     figure, ((axes,),) = _figure(1, 1, 5.8, 0.32 * len(rows) + 1.4)
     shaded = np.pad(values[:, 1:], ((0, 0), (1, 0)))  # the information, not the KL
-    axes.imshow(shaded, cmap="Greys", vmin=0, vmax=np.log(metrics.N_HUE_BINS), aspect="auto")
+    axes.imshow(shaded, cmap="Greys", vmin=0, vmax=np.log(hue_bins), aspect="auto")
     for r, row in enumerate(values):
         for c, value in enumerate(row):
             text, color = "–" if np.isnan(value) else f"{value:.2f}", "white" if c and value > 1.4 else "black"

@@ -9,12 +9,11 @@ with runs.start(OUTPUT_DIR, globals()) as run:
     run.finish(results, history)
 """
 
+import argparse
+import ast
 import contextlib
 import ctypes
-import difflib
-import dis
-import importlib.metadata
-import inspect
+import hashlib
 import io
 import json
 import math
@@ -22,437 +21,256 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Integral, Real
 from pathlib import Path
-from types import CodeType
-from typing import Any, TextIO
+from typing import Any
 
 import filelock
+import matplotlib
+import numpy
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+import torchvision
+from torch import nn
 
 import data
 
 ROOT = Path(__file__).parent
-
-
-def _whole(low: int, below: float = math.inf):
-    return (
-        lambda v: isinstance(v, Integral) and type(v) is not bool and low <= v < below,
-        f"a whole number, {low} or more",
-    )
-
-
-def _number(accepts, sentence: str):
-    return (
-        lambda v: isinstance(v, Real) and type(v) is not bool and abs(v) < 1e38 and accepts(v),  # what float32 holds
-        f"a number {sentence}",
-    )
-
-
-def _choice(*values):
-    return (
-        lambda v: type(v) is type(values[0]) and v in values,
-        f"{', '.join(map(repr, values[:-1]))} or {values[-1]!r}",
-    )
-
-
-def _request(request) -> bool:
-    digit, hue = request if type(request) is tuple and len(request) == 2 else (None, None)
-    return digit in range(10) and type(hue) in (int, float) and 0 <= hue < 360
-
-
-def _range(values) -> bool:
-    finite, _ = _number(lambda v: True, "")
-    return type(values) is tuple and len(values) == 2 and all(map(finite, values)) and values[0] < values[1]
-
-
-_NOT_BELOW_0 = _number(lambda v: v >= 0, "of 0 or more")
-_REQUESTS = (
-    lambda v: type(v) is tuple and v and all(map(_request, v)),
-    "a tuple of requests, each (digit 0 to 9, hue in degrees from 0, below 360)",
+# Constants that scripts share by name, as regular expressions: type, lowest and highest value. The first match counts.
+LIMITS = (
+    (r"(\w+_)?SEED", int, 0, 2**63 - 1),
+    (r"N_CATEGORIES", int, 2, 10**6),
+    (r"(\w+_)?EPOCHS|BATCH_SIZE|IMAGES_PER_EPOCH|R1_EVERY|LATENT_DIM|N_\w+", int, 1, 10**9),
+    (r"EMA_DECAY|BETA[12]|MAX_SCALE|MAX_WIDTH", float, 0, 0.999999),
+    (r"\w+_FROM", float, 0, 1),
+    (r"LEARNING_RATE|TAU_START|TAU_MIN|TEMPERATURE|Z_VARIANCE|STEP", float, 1e-30, 1e30),
+    (r"\w+_WEIGHT|BETA|TAU_DECAY|MAX_\w+|(\w+_)?ELASTIC", float, 0, 1e30),
+    (r"HARD|RESUME|HE_WEIGHTS", bool, False, True),
 )
 
-# The constants that scripts share by name: what is accepted, and how to say so.
-RULES = {
-    name: rule
-    for names, rule in (
-        ("SEED TRAIN_COLOR_SEED TEST_COLOR_SEED", _whole(0, below=2**63)),
-        ("EPOCHS START_EPOCHS N_STARTS N_NEIGHBORS CONSENSUS_ROUNDS", _whole(1)),
-        ("BATCH_SIZE IMAGES_PER_EPOCH R1_EVERY LATENT_DIM N_VARIABLES", _whole(1)),
-        ("VOTE_EPOCHS VOTE_ROUNDS", _whole(0)),
-        ("N_CATEGORIES N_OVERCLUSTERS N_VOTERS", _whole(2)),
-        ("LEARNING_RATE TAU_START TAU_MIN Z_VARIANCE STEP", _number(lambda v: v > 0, "above 0")),
-        ("TAU_DECAY BETA R1_WEIGHT CYCLE_WEIGHT REFINE_WEIGHT", _NOT_BELOW_0),
-        ("DIGIT_WEIGHT AGREEMENT_WEIGHT BALANCE_WEIGHT KNOB_WEIGHT", _NOT_BELOW_0),
-        ("MAX_SHIFT MAX_ROTATION MAX_SHEAR ELASTIC START_ELASTIC", _NOT_BELOW_0),
-        ("BETA1 BETA2 EMA_DECAY MAX_SCALE MAX_STRETCH", _number(lambda v: 0 <= v < 1, "of 0 or more, below 1")),
-        ("DECAY_FROM REFINE_FROM", _number(lambda v: 0 <= v <= 1, "from 0 to 1")),
-        ("INPUT_RANGE", (_range, "a tuple of two numbers, the lower one first")),
-        ("HARD RESUME HE_WEIGHTS", _choice(True, False)),
-        ("PRECISION", _choice("auto", "bfloat16", "float32")),
-        ("MATMUL_PRECISION", _choice("medium", "highest")),
-        ("DEVICE", _choice("auto", "cpu", "cuda", "mps")),
-        ("REQUESTS", _REQUESTS),
-    )
-    for name in names.split()
-}
-
-# Those that only a Run reads, and those that decide no number of it: only where it is computed, and what is drawn.
-READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")
-WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")
-CHECK_EVERY = 50  # steps, on a GPU
-NOTHING_EXPLAINED = 0.02  # share of the pixels' variance: a code that explains less gets a warning
+READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")  # no script reads these itself
+WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")  # they change no result
+NOT_TRAINING = ("metrics", "judge", "plots", "runs")  # modules that the fingerprint of the code leaves out
 
 
-# ------------------------------------------------------------------------------------------------ a run
+def command(main: Callable, rows: Iterable[str] = ()) -> None:
+    """Calls main() of a file that is run from a shell, with the names given there, each one of `rows`.
 
-
-def command(main: Callable) -> None:
-    """Calls main() for a file that is run from a shell. Given arguments, says in two sentences how the file is used."""
-    file = getattr(sys.modules["__main__"], "__file__", None)  # a notebook has none; its arguments are its kernel's
-    if file and len(sys.argv) > 1:
-        name = Path(file).name
-        usage = (
-            f"{name} takes no arguments: its settings are the constants at its top. Edit them, and run {name} again."
-        )
-        if sys.argv[1] not in ("-h", "--help"):
-            print(usage, file=sys.stderr)
-            raise SystemExit(2)  # a shell's status for a wrong command line
-        print(usage)
-        return
+    `--help` prints the file's docstring; other arguments end with status 2. A notebook kernel's are not the file's.
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="replace")  # a terminal without the signs of the log
+    script, names = sys.modules["__main__"], []
+    if Path(sys.argv[0]).resolve() == Path(getattr(script, "__file__", None) or ".").resolve():
+        layout = argparse.RawDescriptionHelpFormatter
+        parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=layout)
+        parser.add_argument("rows", nargs="*", help=", ".join(rows) or argparse.SUPPRESS)
+        names = parser.parse_args().rows
+        if unknown := [name for name in names if name not in rows]:
+            parser.error(f"unknown argument {unknown[0]!r}")
     try:
-        with lasting_log():
-            main()
-    except KeyboardInterrupt:  # between runs; a run says more
-        raise SystemExit(130) from None
-    except NameError as error:
-        if not str(error.name).isupper():
-            raise
-        raise SystemExit(f"{error.name} is not defined: put it back among the constants.") from None
+        main(*names)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # a shell's status for a program that was interrupted
 
 
 def constants(namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> dict:
     """The UPPERCASE literals of a script (pass `globals()`), after the constants of data.py with these names."""
-    own = {name: value for name, value in namespace.items() if name in RULES or _is_constant(name, value)}
+    own = {k: v for k, v in namespace.items() if k.isupper() and isinstance(v, bool | int | float | str | tuple)}
     return {name: getattr(data, name) for name in data_constants} | own
 
 
-def _is_constant(name: str, value: Any) -> bool:
-    return name.isupper() and isinstance(value, bool | int | float | str | tuple)
-
-
-def start(
-    folder: Path,
-    namespace: dict,
-    data_constants: tuple[str, ...] = data.RANDOM_COLORS,
-    schedule: tuple[str, ...] = (),
-) -> "Run":
-    """Checks the constants of a script (pass `globals()`), reserves the output folder, prints the head of the log.
-
-    `data_constants` names those of data.py that decide what the script sees. `schedule` names ("EPOCHS",) if an epoch
-    depends on how many follow, as where a learning rate falls to 0 at the end: a longer run then starts afresh. Exits
-    with one sentence if a constant is missing or out of range, a package is too old, the folder cannot be written, or
-    another run is writing there.
-    """
-    _check_packages()
-    check_folder(folder)
-    _check_names(namespace, Path(namespace.get("__file__", "this script")).name)
-    _check_names(vars(data), "data.py", {*data.RANDOM_COLORS, *data.DOMAINS, "RANDOM_COLORS", "DOMAINS"})
-    values = constants(namespace, data_constants)
+def check(values: dict) -> None:
+    """Exits with one sentence if a constant is out of the range that LIMITS has for its name."""
     for name, value in values.items():
-        accepts, sentence = RULES.get(name, (lambda v: True, ""))
-        if not accepts(value):
-            raise SystemExit(f"{name} is {value!r}: it must be {sentence}.")
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError):
-            plain = "Python's own numbers, strings and tuples, as in float(x)"
-            raise SystemExit(f"{name} is {value!r}: it must be made of {plain}.") from None
-    if values.get("TAU_MIN", 0) > values.get("TAU_START", 0):
-        raise SystemExit(f"TAU_MIN is {values['TAU_MIN']}: it must not exceed TAU_START, {values['TAU_START']}.")
-    run = Run(folder, values, _device(values.get("DEVICE", "auto")), schedule)
-    print(*(f"{name} = {value!r}" for name, value in values.items()), sep="\n")
-    print(", ".join(f"{name} {value}" for name, value in run.versions.items()), flush=True)
-    return run
+        rule = next((rule for pattern, *rule in LIMITS if re.fullmatch(pattern, name)), None)
+        types = (int, float) if rule and rule[0] is float else rule and rule[:1]
+        if rule and not (type(value) in types and rule[1] <= value <= rule[2]):
+            wanted = f"of type {rule[0].__name__}, from {rule[1]} to {rule[2]}"
+            raise SystemExit(f"{name} is {value!r}: it must be {wanted}.")
 
 
-def check_folder(folder: Path) -> None:
-    """Exits with one sentence if an OUTPUT_DIR is a string, say: scripts write `OUTPUT_DIR / name`."""
-    if not isinstance(folder, Path):
-        raise SystemExit(f"OUTPUT_DIR is {folder!r}: it must be a Path, as in Path({str(folder)!r}).")
+def first_difference(before: dict, now: dict) -> str | None:
+    """The first name whose values differ, but for constants that change no result."""
+    names = [name for name in now | before if name not in WITHOUT_EFFECT]
+    return next((name for name in names if now.get(name) != before.get(name)), None)
 
 
-def _check_names(namespace: dict, file: str, read_elsewhere: Iterable[str] = ()) -> None:
-    """Exits with one sentence if a constant is missing that a function of the namespace reads, or is misspelt.
+def fingerprint(script: Path) -> str:
+    """A hash of the code that trains: main() up to the end of its last loop over epochs, and what this reaches by name.
 
-    Misspelt: nothing reads it, and its name is like that of one that is read. Warns of those of other scripts. For a
-    script that trains with `run.resume`, its Run reads some; `read_elsewhere` names what else no function here reads.
+    That is functions and classes of the script, and of data.py and other scripts that it imports. Constants, comments,
+    docstrings, messages, and what scores or draws do not count.
     """
-    functions = [inspect.unwrap(value) for value in namespace.values() if inspect.isroutine(value)]
-    classes = [value for value in namespace.values() if inspect.isclass(value)]
-    functions += [value for cls in classes for value in vars(cls).values() if inspect.isfunction(value)]
-    codes = [f.__code__ for f in functions if getattr(f, "__globals__", None) is namespace]
-    read = {name for code in codes for name in _names_read(code) if name.isupper()} | {*read_elsewhere}
-    called = {name for code in codes for name in code.co_names}
-    if "resume" in called:
-        read |= {"RESUME", "DEVICE", "PRECISION" if "autocast" in called else "MATMUL_PRECISION"}
-    if "__file__" in namespace:  # a notebook has variables of its own
-        for name in [name for name, value in namespace.items() if _is_constant(name, value)]:
-            if read and name not in read and name not in READ_BY_RUN:
-                if meant := difflib.get_close_matches(name, {*read, *READ_BY_RUN}, 1, 0.8):
-                    unknown = f"{name} is not a constant that {file} knows"
-                    raise SystemExit(f"{unknown}: rename it to {meant[0]}, or delete it.")
-                if name in RULES:
-                    print(f"Warning: nothing in {file} reads {name}.")
-    if missing := sorted(read - namespace.keys()):
-        raise SystemExit(f"{missing[0]} is not defined: put it back among the constants of {file}.")
+    files, defined, reached, queue = [script], {}, {}, ["main"]
+    for file in files:  # grows
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined.setdefault(node.name, node)
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call | ast.Dict | ast.List):
+                defined.setdefault(getattr(node.targets[0], "id", ""), node)  # no literal: constants() has those
+            for alias in getattr(node, "names", []):
+                path = script.with_name(f"{getattr(node, 'module', alias.name)}.py")
+                if path.exists() and path.stem not in NOT_TRAINING and path not in files:
+                    files.append(path)
+    for block in [node for node in defined["main"].body if isinstance(node, ast.With)]:
+        loops = [i for i, part in enumerate(block.body, 1) if getattr(getattr(part, "target", 0), "id", 0) == "epoch"]
+        block.body = block.body[: loops[-1] if loops else None]
+    while queue:
+        if (name := queue.pop()) in defined and name not in reached:
+            reached[name] = _plain(defined[name])
+            queue += [getattr(part, "attr", getattr(part, "id", "")) for part in ast.walk(defined[name])]
+    return hashlib.sha256(repr(sorted(reached.items())).encode()).hexdigest()[:16]
 
 
-def _names_read(code: CodeType) -> Iterator[str]:
-    yield from (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):  # a function inside
-            yield from _names_read(constant)
+def _plain(node: Any) -> Any:
+    """A syntax tree as nested lists, without docstrings and messages, the same in every version of Python."""
+    if isinstance(node, list):
+        silent = [part for part in node if not isinstance(part, ast.Raise) and not _is_text(part)]
+        return [_plain(part) for part in silent]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    return [type(node).__name__, *((k, _plain(v)) for k, v in ast.iter_fields(node) if v is not None and v != [])]
+
+
+def _is_text(node: ast.AST) -> bool:
+    value = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) or getattr(getattr(value, "func", None), "id", "") == "print"
+
+
+# ------------------------------------------------------------------------------------------------------- a run
+
+
+@contextlib.contextmanager
+def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> Iterator["Run"]:
+    """A run of a script (pass `globals()`) as a context: the folder is reserved, torch's settings are the run's.
+
+    `data_constants` names those of data.py that decide what the script sees. Exits with one sentence if a constant is
+    out of range, the folder cannot be written, holds another script's results, or another run is writing there.
+    """
+    values, file = constants(namespace, data_constants), namespace.get("__file__")
+    check(values)
+    source = Path(file).read_text(encoding="utf-8") if file else ""
+    for name in values.keys() - {*READ_BY_RUN, *data_constants}:
+        if len(re.findall(rf"\b{name}\b", source)) == 1:
+            print(f"Warning: nothing reads {name}.")
+    if sys.stderr is None:  # closed, or a Python without a window: the progress bar needs a place to write
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    with _reserve(Path(folder)), _torch_settings(values.get("MATMUL_PRECISION", "highest")):
+        run = Run(Path(folder), values, file and Path(file))
+        print(*(f"{name} = {value!r}" for name, value in values.items()), sep="\n")
+        print(", ".join(f"{name} {value}" for name, value in run.versions.items()), flush=True)
+        try:
+            yield run
+        except KeyboardInterrupt:
+            print(f"\nStopped after {run.saved_epoch} whole epochs. Run again to go on.", file=sys.stderr)
+            raise
 
 
 class Run:
-    """One run of a script, as a context: its folder, its constants, its device and its clock.
+    """One run of a script: its folder, its constants, its device and its clock.
 
-    At the end of the block the folder is free for other runs, and torch's settings are what they were. A log that
-    cannot be written does not end the block.
+    `code` says what made the numbers: the script and its fingerprint; its main() adds the classifier and the images.
     """
 
-    def __init__(self, folder: Path, constants: dict, device: torch.device, schedule: tuple[str, ...] = ()):
-        self.folder, self.constants, self.device, self._schedule = folder, constants, device, schedule
-        self.versions = versions(device, constants)
-        self._ends = contextlib.ExitStack()  # what the end of the block undoes
-        self._ends.callback(_lock(folder).release)
-        self._ends.enter_context(lasting_log())
-        self._ends.enter_context(matmul_precision(constants.get("MATMUL_PRECISION", "highest")))
-        self._ends.callback(release_freed_memory)
-        keep_freed_memory()
+    def __init__(self, folder: Path, constants: dict, script: Path | None):
+        self.folder, self.saved_epoch, self._parts = folder, 0, {}
+        self.constants = json.loads(json.dumps(constants))  # as a file gives them back: lists for tuples
+        name = constants.get("DEVICE", "auto")
+        self.device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        self._generators = [torch, *[torch.get_device_module(self.device)] * (self.device.type != "cpu")]
+        self.versions = versions(self.device, constants)
+        self.code = {"script": script and script.stem, "fingerprint": script and fingerprint(script)}
         self._started, self._seconds_before = time.perf_counter(), 0.0
-        self._parts, self._losses, self._last_loss, self._saved_epoch = {}, [], math.nan, 0
+        if (folder / "metrics.json").exists():
+            self._refuse_foreign(load_results(folder / "metrics.json").get("code"))
 
-    def __enter__(self) -> "Run":
-        return self
+    def _refuse_foreign(self, code: dict | None) -> None:
+        if code and None not in (made_by := code["script"], self.code["script"]) and made_by != self.code["script"]:
+            raise SystemExit(f"{self.folder} holds results of {made_by}.py: give OUTPUT_DIR another name.")
 
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback) -> None:
-        with self._ends:
-            if isinstance(error, KeyboardInterrupt):
-                saved = "the last whole epoch is saved, run again to go on" if self._saved_epoch else None
-                print(f"\nStopped: {saved or 'no epoch was finished or saved'}.", file=sys.stderr)
-                raise SystemExit(130) from None  # a shell's status for a program that was interrupted
-            too_large = ("t allocate memory", "size calculation overflowed")  # torch's words on a CPU
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in too_large):
-                small = f"The memory of this machine ({self.device}) is too small"
-                raise SystemExit(f"{small}: try smaller sizes among the constants.{self._kept()}") from None
-
-    def _kept(self) -> str:
-        return f" The checkpoint of epoch {self._saved_epoch} is kept." if self._saved_epoch else ""
+    def end_training(self) -> None:
+        """From here on matrix products are exact, and memory that is freed goes back to the system."""
+        torch.set_float32_matmul_precision("highest")
+        keep_freed_memory(False)
 
     def seconds(self) -> float:
         """Since the start of the run. The part of it that was interrupted counts up to its last checkpoint."""
         return self._seconds_before + time.perf_counter() - self._started
 
-    def check_batch_size(self, batch_size: int, n: int) -> None:
-        """Exits with one sentence if a batch would need more than the n training images."""
-        if batch_size > n:
-            raise SystemExit(f"BATCH_SIZE is {batch_size}: it must not exceed the {n} training images of an epoch.")
-
     def autocast(self) -> torch.autocast:
         """A context in which convolutions and matrix products are computed as PRECISION says; weights stay float32."""
-        dtype = precision(self.constants["PRECISION"], self.device)
-        enabled = dtype == torch.bfloat16
+        enabled = precision(self.constants["PRECISION"], self.device) == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
-    def check_finite(self, loss: Tensor | float, step: int, phase: str = "") -> None:
-        """Ends the run with one sentence at the first loss that is not finite. `phase`: if not an epoch, its name.
-
-        On a CPU at once. A GPU would have to wait at each step, so its losses are read every CHECK_EVERY steps, and
-        before each checkpoint.
-        """
-        self._losses.append((torch.as_tensor(loss).detach(), step, phase))
-        if self.device.type == "cpu" or len(self._losses) == CHECK_EVERY:
-            self._check_losses()
-
-    def _check_losses(self) -> None:
-        losses, self._losses = self._losses, []
-        for loss, step, phase in losses:
-            self._check_loss(loss.item(), step, phase)
-
-    def _check_loss(self, loss: float, step: int, phase: str) -> None:
-        if not math.isfinite(loss):
-            phase, known = phase or f"epoch {self._saved_epoch + 1}", self.constants
-            before = f" (it was {self._last_loss:.6g} before)" if math.isfinite(self._last_loss) else ""
-            causes = [f"a higher {name}" for name in ("TAU_START", "TAU_MIN") if known.get(name, 1) < 0.01]
-            weights = [name for name in known if name == "BETA" or name.endswith("_WEIGHT")]
-            causes += [f"a lower {name}" for name in weights if known[name] > 100]
-            changed = step > 0 or math.isfinite(self._last_loss)
-            causes += ["a lower LEARNING_RATE"] * changed + ["DEVICE = 'cpu'"] * (self.device.type == "mps")
-            advice = f"try {' or '.join(causes)}" if causes else "no weight had changed yet, so look at the loss itself"
-            what = f"The loss became {loss} in {phase}, step {step}{before}"
-            raise SystemExit(f"{what}: {advice}.{self._kept()}")
-        self._last_loss = loss
-
-    def print_epoch(self, history: list[dict], floors: dict[str, float]) -> None:
-        """One aligned line for the last epoch of a VAE: nats per image, reconstruction above the pixel entropy.
-
-        `floors`: the pixel entropy of the "train" and of the "test" images.
-        """
-        row, epochs = history[-1], self.constants["EPOCHS"]
-        parts = [f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}"]
-        for part, floor in floors.items():
-            kl = "".join(
-                f"  {name} {row[f'{part}_{name}']:6.2f}" for name in ("kl_z", "kl_v") if f"{part}_{name}" in row
-            )
-            parts.append(f"{part}: reconstruction above floor {row[f'{part}_reconstruction'] - floor:7.2f}{kl}")
-        seconds, left = row["seconds"], ""  # the first epoch's are with the set-up, and predict nothing
-        if len(history) > 1:
-            seconds -= history[-2]["seconds"]
-            left = f"  {seconds * (epochs - row['epoch']) / 60:4.1f} min left"
-        tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
-        print(*parts, f"{tau}{seconds:5.1f} s{left}", sep=" | ", flush=True)
-        nothing = [row.get("explained_variance", 1) < NOTHING_EXPLAINED for row in history[-2:]]
-        if nothing in ([True], [False, True]):  # the first epoch of which this is true
-            print(
-                "Warning: the code carries almost nothing: all images are decoded to nearly the same picture. If this "
-                "stays so for some epochs, stop the run, and try another SEED or a lower LEARNING_RATE.",
-                flush=True,
-            )
-
-    # ---------------------------------------------------------------------------------- going on after a stop
-
     def resume(self, **parts) -> list[dict]:
-        """The history of an earlier run with the same constants, whose state is put back into `parts`; or [].
+        """The history of an unfinished run of the same code and constants, whose state is put into `parts`; or [].
 
-        That is an unfinished run, or a finished one of fewer EPOCHS if the schedule allows it. `parts` are modules,
-        optimizers and schedules: all that the next epoch depends on. Says whether the run goes on, and if not, why.
-        Call it after everything else that draws random numbers before the first epoch.
+        `parts` are modules, optimizers and schedules: all that the next epoch depends on. Says whether the run goes on,
+        and if not, why. Call it after everything else that draws random numbers before the first epoch.
         """
-        self._parts, reasons = parts, []
-        if not self.constants["RESUME"]:
+        self._parts, path = parts, self.folder / "checkpoint.pt"
+        if not path.exists():
             return []
-        for kind, name in (("unfinished", "checkpoint.pt"), ("finished", "finished.pt")):
-            path = self.folder / name
-            if path.exists():
-                saved = load_torch(path)
-                try:
-                    reason = self._why_not(saved, kind)
-                    if reason is None:
-                        return self._go_on(saved, kind)
-                except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
-                    raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
-                reasons.append(reason)
-        if reason := next(filter(None, reasons), None) or self._why_not_longer():
-            print(f"Starting afresh: {reason}.")
-        return []
-
-    def _why_not(self, saved: dict, kind: str) -> str | None:
-        """None if a run can go on from this state, else the reason; "" for one that is not worth a line."""
-        before, now = json.loads(saved["constants"]), json.loads(json.dumps(self.constants))
-        length = {"EPOCHS"} - set(self._schedule)
-        done, wanted = saved["history"][-1]["epoch"], now.get("EPOCHS", math.inf)
-        if name := first_difference(before, now, ignored=length):
-            why = ", which the schedule depends on," if name in self._schedule else ""
-            was = f"was {before[name]!r}" if name in before else "was not there"
-            reason = f"{name}{why} {was} in the {kind} run, and is {repr(now[name]) if name in now else 'gone'}"
-            return reason if kind == "unfinished" or done < wanted else ""
-        if kind == "finished":
-            return None if done < wanted else ""  # the same again is trained again
-        return f"EPOCHS is {wanted}, and the unfinished run has {done}" if done > wanted else None
-
-    def _go_on(self, saved: dict, kind: str) -> list[dict]:
-        for name, part in self._parts.items():
-            part.load_state_dict(saved["states"][name])
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if self.device.type in saved["rng"] and self.device.type != "cpu":
-            torch.get_device_module(self.device).set_rng_state(saved["rng"][self.device.type])
-        history = list(saved["history"])
-        self._seconds_before = history[-1]["seconds"] - self.seconds()
-        self._saved_epoch = history[-1]["epoch"]
-        print(f"Going on after epoch {self._saved_epoch} of the {kind} run with the same constants.")
-        was = saved.get("versions", {})
-        changed = [name for name in ("device", "threads", "machine", "precision", "torch") if name in was]
-        if changed := [name for name in changed if was[name] != self.versions.get(name)]:
-            changes = ", ".join(f"{name} {was[name]} → {self.versions.get(name)}" for name in changed)
-            print(f"Not what it was: {changes}. The numbers may differ from those of a run that was not interrupted.")
+        saved = load_torch(path)
+        try:
+            self._refuse_foreign(saved["code"])
+            if not self.constants["RESUME"]:
+                return []
+            if name := first_difference(saved["constants"] | saved["code"], self.constants | self.code):
+                what = {"fingerprint": "the code that trains", "images": "the number of training images"}.get(
+                    name, name
+                )
+                print(f"Starting afresh: {what} was another in the unfinished run.")
+                return []
+            for name, part in parts.items():
+                part.load_state_dict(saved["states"][name])
+            for part, state in zip(self._generators, saved["rng"], strict=False):
+                part.set_rng_state(state)
+            history, changed = saved["history"], first_difference(saved["versions"], self.versions)
+            self._seconds_before, self.saved_epoch = history[-1]["seconds"] - self.seconds(), history[-1]["epoch"]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
+        print(f"Going on after epoch {self.saved_epoch} of the unfinished run with the same code and constants.")
+        if changed:
+            print(f"Its {changed} was another: the numbers may differ from those of a run without interruption.")
         return history
 
-    def _why_not_longer(self) -> str | None:
-        """Why a run does not go on from a finished one that has the same constants, but fewer EPOCHS; else None."""
-        before, now = {}, json.loads(json.dumps(self.constants))
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            before = dict(json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["constants"])
-        done = before.get("EPOCHS")
-        if type(done) is not int or first_difference(before, now, {"EPOCHS"}) or done >= now.get("EPOCHS", 0):
-            return None
-        why = "the schedule depends on EPOCHS" if "EPOCHS" in self._schedule else "its last state is not kept here"
-        return f"the finished run of {done} epochs cannot go on, because {why}"
-
     def checkpoint(self, history: list[dict]) -> None:
-        """Saves the state of the parts that `resume` was given. `history` has a row for each finished epoch."""
-        self._check_losses()
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type != "cpu":
-            rng[self.device.type] = torch.get_device_module(self.device).get_rng_state()
-        states = {name: part.state_dict() for name, part in self._parts.items()}
-        content = {"constants": json.dumps(self.constants), "versions": self.versions}
-        save_torch(self.folder / "checkpoint.pt", content | {"history": history, "rng": rng, "states": states})
-        self._saved_epoch = history[-1]["epoch"]
+        """Saves the state of the parts that `resume` was given. `history` has a row for each finished epoch.
 
-    def finish(self, results: dict, history: list[dict]) -> None:
-        """Writes metrics.json, prints the results and where the files are.
-
-        The checkpoint becomes finished.pt, from which a longer run can go on; it is deleted where none can.
+        Exits with one sentence if a number of the last row is not finite; the checkpoint before it is kept.
         """
-        content = {"constants": self.constants, "versions": self.versions}
+        numbers = {name: value for name, value in history[-1].items() if isinstance(value, float)}
+        if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
+            what = f"{bad[0]} became {numbers[bad[0]]} in epoch {history[-1]['epoch']}"
+            kept = f"The checkpoint of epoch {self.saved_epoch} is kept." if self.saved_epoch else ""
+            raise SystemExit(f"{what}: try a lower LEARNING_RATE or other weights in the loss. {kept}".strip())
+        rng = [part.get_rng_state() for part in self._generators]
+        states = {name: part.state_dict() for name, part in self._parts.items()}
+        content = {"constants": self.constants, "code": self.code, "versions": self.versions}
+        save_torch(self.folder / "checkpoint.pt", content | {"history": history, "rng": rng, "states": states})
+        self.saved_epoch = history[-1]["epoch"]
+
+    def finish(self, results: dict, history: list[dict]) -> dict:
+        """Writes metrics.json, prints its numbers and where the files are; returns the results. The checkpoint goes."""
+        content = {"constants": self.constants, "versions": self.versions, "code": self.code}
         content |= {"seconds": round(self.seconds(), 1), "results": results, "history": history}
-        with atomic_write(self.folder / "metrics.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        with contextlib.suppress(OSError):  # where there was none, or it cannot be renamed: nothing is lost
-            if "EPOCHS" in self._schedule:
-                (self.folder / "checkpoint.pt").unlink()
-            else:
-                os.replace(self.folder / "checkpoint.pt", self.folder / "finished.pt")
-        width = max(map(len, results))
-        print("", *(f"{name:{width}}  {_readable(value)}" for name, value in results.items()), sep="\n")
+        write_text(self.folder / "metrics.json", json.dumps(content, indent=1) + "\n")
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        numbers = {name: value for name, value in results.items() if isinstance(value, float)}
+        print("", *(f"{name:30}  {value:.4f}" for name, value in numbers.items()), sep="\n")
         print(f"\n{self.seconds() / 60:.1f} minutes. Figures and metrics.json are in {self.folder}")
-
-
-def first_difference(before: dict, now: dict, ignored: Iterable[str] = ()) -> str | None:
-    """The name of a constant that decides a run's numbers and differs, but for the ignored ones."""
-    free = {*WITHOUT_EFFECT, *ignored}
-    return next((name for name in now | before if name not in free and now.get(name) != before.get(name)), None)
+        return results
 
 
 def load_results(path: Path, names: Iterable[str] = ()) -> dict:
     """The content of a metrics.json. Exits with one sentence if it is damaged or its results lack one of the names."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(path.read_text(encoding="utf-8"))
         if {*content["constants"], *content["results"]} >= set(names):
             return content
-    except OSError as error:
-        raise SystemExit(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise SystemExit(f"{path} is damaged or of another version of the code: delete it and run again.")
-
-
-def _readable(value) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_readable(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return "  ".join(map(_readable, value))
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-# ------------------------------------------------------------------------------------ machine and folder
+    raise SystemExit(f"{path} is missing, damaged or of another version of the code: delete it and run again.")
 
 
 def versions(device: torch.device, constants: dict) -> dict[str, str]:
@@ -460,26 +278,8 @@ def versions(device: torch.device, constants: dict) -> dict[str, str]:
     own = {"device": str(device), "threads": str(torch.get_num_threads()), "machine": _machine()}
     if "PRECISION" in constants:
         own["precision"] = str(precision(constants["PRECISION"], device)).removeprefix("torch.")
-    packages = ("torch", "torchvision", "numpy", "matplotlib")
-    return own | {"python": platform.python_version()} | {name: _version(name) for name in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def _check_packages() -> None:
-    """Exits with one sentence if a package is older than requirements.txt, if there is one, admits."""
-    file = ROOT / "requirements.txt"
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    for package, lowest in re.findall(r"^([\w-]+)>=([\d.]+)", text, flags=re.MULTILINE):
-        have = _version(package)
-        numbers = [tuple(map(int, re.findall(r"\d+", version)[:2])) for version in (have, lowest)]
-        if have != "unknown" and numbers[0] < numbers[1]:
-            raise SystemExit(f"{package} {have} is too old: this needs {lowest} or newer, as requirements.txt says.")
+    packages = {module.__name__: module.__version__ for module in (torch, torchvision, numpy, matplotlib)}
+    return own | {"python": platform.python_version()} | packages
 
 
 def _machine() -> str:
@@ -490,134 +290,60 @@ def _machine() -> str:
     return platform.processor() or platform.machine()
 
 
-def _device(name: str) -> torch.device:
-    """What a DEVICE stands for. A GPU must first compute a small step; "auto" takes none of a kind never tried here."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto" and there["mps"]:
-        print("The GPU (mps) is not used: these scripts were never run on one. DEVICE = 'mps' uses it all the same.")
-    chosen = name if name != "auto" else "cuda" if there["cuda"] else "cpu"
-    if not there[chosen]:
-        raise SystemExit(f"DEVICE is {name!r}, which this machine or this build of torch does not have: try 'auto'.")
-    if chosen != "cpu" and (fault := _fault(torch.device(chosen))):
-        if name != "auto":
-            raise SystemExit(f"DEVICE is {name!r}, which cannot be used ({fault}): try 'cpu', or mend its driver.")
-        print(f"The GPU ({chosen}) cannot be used ({fault}): computing on the CPU.")
-        chosen = "cpu"
-    return torch.device(chosen)
-
-
-def _fault(device: torch.device) -> str | None:
-    """What goes wrong in a small training step on a device, in a few words, or None."""
-    try:
-        x = torch.ones(2, 1, 4, 4, device=device, requires_grad=True)
-        F.conv2d(x, x.detach()[:1, :, :3, :3]).flatten(1).mm(x.detach()[0, 0]).sum().backward()
-        return None if x.grad.sum().item() == 288 else "it computes wrong numbers"
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        return str(error).partition("\n")[0].rstrip(".")
-
-
 def precision(name: str, device: torch.device) -> torch.dtype:
     """What a PRECISION stands for: "auto" is bfloat16 on a CPU that torch knows to be fast at it, float32 elsewhere."""
     known = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch
     fast = device.type == "cpu" and (known.get("avx512_bf16", False) or known.get("amx_bf16", False))
-    if name == "auto":
-        name = "bfloat16" if fast else "float32"
-    return getattr(torch, name)
+    return getattr(torch, name if name != "auto" else "bfloat16" if fast else "float32")
 
 
-def _lock(folder: Path) -> filelock.FileLock:
-    """Reserves a folder for this run until the lock is released or the process ends, however it ends."""
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+def _reserve(folder: Path) -> contextlib.AbstractContextManager:
+    """No other run writes to this folder until the block, or the process, ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # can files be made there?
-        lock.acquire()
+        return filelock.FileLock(folder / ".lock", timeout=0).acquire()
     except filelock.Timeout:
         raise SystemExit(f"Another run is writing to {folder}: wait for it to end, or stop it.") from None
-    except NotImplementedError:
-        pass  # a file system without locks
+    except NotImplementedError:  # a file system without locks
+        return contextlib.nullcontext()
     except OSError as error:
         raise SystemExit(f"{folder} cannot be written: {error.strerror}.") from None
-    return lock
 
 
 @contextlib.contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """Sets torch.set_float32_matmul_precision for a block, and puts back what was set before."""
-    backends = [part.matmul for part in (torch.backends.cuda, torch.backends.mkldnn) if hasattr(part, "matmul")]
+def _torch_settings(matmul_precision: str) -> Iterator[None]:
+    """torch's own defaults for a block, but for the precision of matrix products; then what was set before."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    products = torch.get_float32_matmul_precision()
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_float32_matmul_precision(matmul_precision)
+    keep_freed_memory(True)
     try:
-        before, parts = torch.get_float32_matmul_precision(), []
-    except RuntimeError:  # set by torch's newer interface, to what the older one has no word for
-        before, parts = "highest", [(backend, backend.fp32_precision) for backend in backends]
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
-        torch.set_float32_matmul_precision(before)
-        for backend, value in parts:
-            backend.fp32_precision = value
+        keep_freed_memory(False)
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device if device.type != "cpu" else None)
+        torch.set_float32_matmul_precision(products)
 
 
-def keep_freed_memory() -> None:
-    """Makes this process keep the memory it frees, where the C library is glibc (Linux). Elsewhere does nothing.
+def keep_freed_memory(keep: bool) -> None:
+    """Whether this process keeps the memory it frees, where the C library is glibc (Linux); elsewhere does nothing.
 
     A training step frees what the next one needs. Returning it to the system and taking it again page by page costs
-    time in every step, most of all on a virtual machine.
+    time in every step, most of all on a virtual machine. Scores need blocks of other sizes.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: how much free memory is kept before some is returned
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes: larger blocks are returned at once; this is its maximum
-
-
-def release_freed_memory() -> None:
-    """Ends keep_freed_memory and returns what was kept: for when blocks of other sizes are needed next."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 2**17)  # the default threshold: what the scores need for a moment is returned at once
-        libc.malloc_trim(0)
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: how much free memory is kept before some is returned
+        libc.mallopt(-3, 2**25 if keep else 2**17)  # M_MMAP_THRESHOLD, bytes: larger blocks are returned at once
+        if not keep:
+            libc.malloc_trim(0)
 
 
-# ----------------------------------------------------------------------------------------------------- log
-
-
-class _Stream:
-    """A text stream that raises no error: signs it cannot encode become "?", and what it cannot write is left out."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        with self._to_the_end():
-            self._stream.write(text.encode(encoding, "replace").decode(encoding))
-        return len(text)
-
-    def flush(self) -> None:
-        with self._to_the_end():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _to_the_end(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError):  # nobody reads it any more, the disk is full, or it is closed
-            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())  # else Python fails once more, when it ends
-
-
-@contextlib.contextmanager
-def lasting_log() -> Iterator[None]:
-    """A block that goes on when its log cannot be written: `| head` has read enough, say."""
-    streams = [stream and _Stream(stream) for stream in (sys.stdout, sys.stderr)]
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-        yield
-
-
-# --------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------- files
 
 
 @contextlib.contextmanager
@@ -626,7 +352,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     A run that dies in between leaves the old file. Exits with one sentence if the disk refuses.
     """
-    path = Path(path)
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -639,9 +364,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, as an atomic write."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def save_torch(path: Path, value: Any) -> None:
     """torch.save, as an atomic write."""
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # torch's own writer raises no OSError
     torch.save(value, buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
@@ -653,20 +384,24 @@ def load_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SystemExit(f"{path} is not there: run the script that writes it first.") from None
-    except OSError as error:
-        raise SystemExit(f"{path} cannot be read: {error.strerror or error}.") from None
     except Exception:
         raise SystemExit(f"{path} is damaged or was not written by this project: delete it and run again.") from None
 
 
-def save_model(path: Path, model: torch.nn.Module, *sizes: int) -> None:
+def save_model(path: Path, model: nn.Module, *sizes: int) -> None:
     """The weights of `model`, with its class's name and the sizes it is constructed from."""
-    weights: dict[str, Tensor] = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    save_torch(path, {"class": type(model).__name__, "sizes": list(sizes), "weights": weights})
+    name = type(getattr(model, "_orig_mod", model)).__name__
+    save_torch(path, {"class": name, "sizes": list(sizes), "weights": weights(model)})
 
 
-def load_model(path: Path, cls: type) -> torch.nn.Module:
-    """The `cls` that save_model wrote to `path`, on the CPU, in eval mode. Exits with one sentence if it is another."""
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a network's weights on the CPU, under its own names, also if torch.compile has wrapped it."""
+    state = getattr(model, "_orig_mod", model).state_dict()
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def load_model(path: Path, cls: type) -> nn.Module:
+    """The `cls` that save_model wrote to `path`: frozen, on the CPU, in eval mode. Exits if it is another network."""
     saved = load_torch(path)
     if not isinstance(saved, dict) or saved.get("class") != cls.__name__:
         raise SystemExit(f"{path} does not hold a {cls.__name__}: delete it, or name the right file.")
@@ -675,4 +410,4 @@ def load_model(path: Path, cls: type) -> torch.nn.Module:
         model.load_state_dict(saved["weights"])
     except (KeyError, TypeError, RuntimeError):
         raise SystemExit(f"{path} holds a {cls.__name__} of other sizes or version: train it again.") from None
-    return model.eval()
+    return model.requires_grad_(False).eval()

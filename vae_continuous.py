@@ -11,16 +11,13 @@ Paper: Kingma & Welling, Auto-Encoding Variational Bayes, 2014.
 """
 
 import copy
-import math
-import sys
+import functools
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import judge
@@ -135,9 +132,7 @@ def main() -> dict:
     """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
     with runs.start(OUTPUT_DIR, globals()) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
-        run.check_batch_size(BATCH_SIZE, len(train))
-        judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
-        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the loss
+        run.code |= {"judge": judge.fingerprint(judge.load(run.device)), "images": len(train)}
 
         torch.manual_seed(SEED)
         model = ContinuousVAE(LATENT_DIM).to(run.device)
@@ -147,46 +142,37 @@ def main() -> dict:
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         averaged = copy.deepcopy(model).requires_grad_(False)
         history = run.resume(model=model, averaged=averaged, optimizer=optimizer)  # a row for each finished epoch
-        step, behind = len(history) * math.ceil(len(train) / BATCH_SIZE), 0  # the average is this many steps behind
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
-            seen = []  # the terms of each batch, read after the last: a GPU need not wait at each step
+            seen = []  # the terms of each batch
             batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
-            for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
+            for i, index in enumerate(tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None), 1):
+                step = (epoch - 1) * len(batches) + i
                 terms = elbo_terms(model, train.colored(index))
                 loss = terms["reconstruction"] + terms["kl_z"]
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
 
-                run.check_finite(loss, step)
-                seen.append(torch.stack([*terms.values()]).detach())
-                step, behind = step + 1, behind + 1
+                seen.append({name: term.detach() for name, term in terms.items()})
 
-                # The average of the weights moves towards the last ones, at every tenth step and at an epoch's end.
-                if behind == 10 or step % len(batches) == 0:
-                    share = max(1 - EMA_DECAY ** (behind / 10), 9 * behind / (9 * behind + step))
-                    with torch.no_grad():
-                        for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
-                            mean.lerp_(last, share)
-                    behind = 0
+                # The average moves towards the last weights. At first it covers a ninth of the steps so far.
+                if step % 10 == 0 or i == len(batches):
+                    for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
+                        mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))
 
-            sums = map(sum, torch.stack(seen).T.tolist())
-            row = {f"train_{name}": value / len(train) for name, value in zip(terms, sums, strict=True)}
-            test_terms = metrics.mean_terms(lambda x: elbo_terms(averaged, x), test)
-            run.check_finite(sum(test_terms.values()), step)
-            row |= {f"test_{name}": value for name, value in test_terms.items()}
-            row["explained_variance"] = metrics.explained_variance(averaged, test)
+            terms_of = functools.partial(elbo_terms, averaged)
+            row = metrics.epoch_row(seen, terms_of, averaged, train, test)
             history.append({"epoch": epoch, "seconds": run.seconds(), **row})
             run.checkpoint(history)  # with the state of what resume() was given
-            run.print_epoch(history, floors)
+            metrics.print_epoch(history, EPOCHS)
 
         # Only from here on are labels used. They score what was learned.
+        run.end_training()
         runs.save_model(OUTPUT_DIR / "model.pt", averaged, LATENT_DIM)
         scores = metrics.evaluate(averaged, lambda x, hard: elbo_terms(averaged, x), train, test)
-        figures(averaged, train, test, scores, history, floors)
-        run.finish(scores.results, history)
-    return scores.results
+        figures(averaged, train, test, scores, history)
+        return run.finish(scores.results, history)
 
 
 @torch.inference_mode()
@@ -196,11 +182,10 @@ def figures(
     test: data.ColoredSet,
     scores: metrics.Evaluation,
     history: list[dict],
-    floors: dict[str, float],
 ) -> None:
     """Draws all figures. Numbers of the code beyond the first two stay as in the code of the first test image."""
     name = "Continuous VAE"
-    plots.common_figures(OUTPUT_DIR, name, scores, history, floors)
+    plots.common_figures(OUTPUT_DIR, name, scores, history)
     codes, device = scores.test_codes, scores.test_codes.device
 
     # The plane decoded, z2 upwards.

@@ -24,15 +24,12 @@ votes of the neighbours); Chen et al., InfoGAN, 2016 (the second term).
 
 import functools
 import math
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import judge
@@ -322,7 +319,6 @@ def best_start(starts: list[tuple], train: data.ColoredSet, run: runs.Run) -> Co
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            run.check_finite(loss, step, f"epoch {epoch} of the votes")
     return model
 
 
@@ -352,7 +348,6 @@ def first_weights(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
-                run.check_finite(total, step, f"epoch {epoch} of the start")
                 sums[i] += loss.detach()
         losses = " ".join(f"{loss:.3f}" for loss in (sums / len(train)).tolist())
         print(f"start, epoch {epoch}/{START_EPOCHS} | loss of each {losses}", flush=True)
@@ -368,11 +363,9 @@ def load_model(path: Path) -> ControlVAE:
 
 def main() -> dict:
     """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
-    with runs.start(OUTPUT_DIR, globals(), schedule=("EPOCHS",)) as run:
+    with runs.start(OUTPUT_DIR, globals()) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
-        run.check_batch_size(BATCH_SIZE, len(train))
-        judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
-        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the loss
+        run.code |= {"judge": judge.fingerprint(judge.load(run.device)), "images": len(train)}
 
         torch.manual_seed(SEED)
         model = ControlVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)
@@ -385,7 +378,7 @@ def main() -> dict:
         step = len(history) * n_batches
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
-            seen = []  # the terms of each batch, read after the last: a GPU need not wait at each step
+            seen = []  # the terms of each batch
             batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
             for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
                 tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
@@ -406,28 +399,23 @@ def main() -> dict:
                 optimizer.step()
 
                 schedule.step()
-                run.check_finite(loss, step)
-                seen.append(torch.stack([*terms.values()]).detach())
+                seen.append({name: term.detach() for name, term in terms.items()})
                 step += 1
 
-            sums = map(sum, torch.stack(seen).T.tolist())
-            row = {f"train_{name}": value / len(train) for name, value in zip(terms, sums, strict=True)}
-            test_terms = metrics.mean_terms(functools.partial(elbo_terms, model, tau=tau, hard=HARD), test)
-            run.check_finite(sum(test_terms.values()), step)
-            row |= {f"test_{name}": value for name, value in test_terms.items()}
-            row["explained_variance"] = metrics.explained_variance(model, test)
+            terms_of = functools.partial(elbo_terms, model, tau=tau, hard=HARD)
+            row = metrics.epoch_row(seen, terms_of, model, train, test)
             history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
             run.checkpoint(history)  # with the state of what resume() was given
-            run.print_epoch(history, floors)
+            metrics.print_epoch(history, EPOCHS)
 
         # Only from here on are labels used. They name and score what was learned.
+        run.end_training()
         runs.save_model(OUTPUT_DIR / "model.pt", model, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
         scores = metrics.evaluate(model, functools.partial(elbo_terms, model, tau=history[-1]["tau"]), train, test)
         scores.results.update(metrics.color_wheel_scores(model.latents, scores.test_codes, test))
         scores.results.update(metrics.control_by_knob(model, scores, train, test))
-        figures(model, train, test, scores, history, floors)
-        run.finish(scores.results, history)
-    return scores.results
+        figures(model, train, test, scores, history)
+        return run.finish(scores.results, history)
 
 
 def rate(step: int, steps: int) -> float:
@@ -442,11 +430,10 @@ def figures(
     test: data.ColoredSet,
     scores: metrics.Evaluation,
     history: list[dict],
-    floors: dict[str, float],
 ) -> None:
     """Draws all figures. Whatever a figure does not vary stays as in the codes of test images."""
     name, results, codes, device = "Control VAE", scores.results, scores.test_codes, scores.test_codes.device
-    plots.common_figures(OUTPUT_DIR, name, scores, history, floors)
+    plots.common_figures(OUTPUT_DIR, name, scores, history)
     title = f"{name}: the first variable is the digit of {results['digit_accuracy']:.1%} of the test images"
     plots.confusion(OUTPUT_DIR / "confusion.png", results["category_counts"], results["category_digits"], title)
     ticks = torch.linspace(-4, 4, 17, device=device)

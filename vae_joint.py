@@ -16,15 +16,12 @@ Distribution, 2017 (the categorical latent); Dupont, Learning Disentangled Joint
 import copy
 import functools
 import math
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import data
 import judge
@@ -97,7 +94,7 @@ class JointVAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, 28, 28) → mu (B, D), logvar (B, D), log q (B, N, K)."""
         h = self.encoder(x)
-        mu, logvar = self.gaussian_head(h).chunk(2, dim=1)
+        mu, logvar = self.gaussian_head(h).float().chunk(2, dim=1)
         logits = self.categorical_head(h).view(-1, self.n_variables, self.n_categories)
         return mu, logvar, logits.log_softmax(-1)  # over the K categories of each variable
 
@@ -168,9 +165,7 @@ def main() -> dict:
     """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
     with runs.start(OUTPUT_DIR, globals()) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
-        run.check_batch_size(BATCH_SIZE, len(train))
-        judge.load(run.device)  # the classifier that scores pictures; trained now if there is none for this dataset
-        floors = {"train": metrics.pixel_entropy(train), "test": metrics.pixel_entropy(test)}  # of the loss
+        run.code |= {"judge": judge.fingerprint(judge.load(run.device)), "images": len(train)}
 
         torch.manual_seed(SEED)
         model = JointVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)
@@ -180,49 +175,40 @@ def main() -> dict:
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         averaged = copy.deepcopy(model).requires_grad_(False)
         history = run.resume(model=model, averaged=averaged, optimizer=optimizer)  # a row for each finished epoch
-        step, behind = len(history) * math.ceil(len(train) / BATCH_SIZE), 0  # the average is this many steps behind
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
-            seen = []  # the terms of each batch, read after the last: a GPU need not wait at each step
+            seen = []  # the terms of each batch
             batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
-            for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
-                tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
+            for i, index in enumerate(tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None), 1):
+                step = (epoch - 1) * len(batches) + i
+                tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * (step - 1)))
                 terms = elbo_terms(model, train.colored(index), tau, HARD)
                 loss = terms["reconstruction"] + BETA * (terms["kl_z"] + terms["kl_v"])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
 
-                run.check_finite(loss, step)
-                seen.append(torch.stack([*terms.values()]).detach())
-                step, behind = step + 1, behind + 1
+                seen.append({name: term.detach() for name, term in terms.items()})
 
-                # The average of the weights moves towards the last ones, at every tenth step and at an epoch's end.
-                if behind == 10 or step % len(batches) == 0:
-                    share = max(1 - EMA_DECAY ** (behind / 10), 9 * behind / (9 * behind + step))
-                    with torch.no_grad():
-                        for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
-                            mean.lerp_(last, share)
-                    behind = 0
+                # The average moves towards the last weights. At first it covers a ninth of the steps so far.
+                if step % 10 == 0 or i == len(batches):
+                    for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
+                        mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))
 
-            sums = map(sum, torch.stack(seen).T.tolist())
-            row = {f"train_{name}": value / len(train) for name, value in zip(terms, sums, strict=True)}
-            test_terms = metrics.mean_terms(functools.partial(elbo_terms, averaged, tau=tau, hard=HARD), test)
-            run.check_finite(sum(test_terms.values()), step)
-            row |= {f"test_{name}": value for name, value in test_terms.items()}
-            row["explained_variance"] = metrics.explained_variance(averaged, test)
+            terms_of = functools.partial(elbo_terms, averaged, tau=tau, hard=HARD)
+            row = metrics.epoch_row(seen, terms_of, averaged, train, test)
             history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
             run.checkpoint(history)  # with the state of what resume() was given
-            run.print_epoch(history, floors)
+            metrics.print_epoch(history, EPOCHS)
 
         # Only from here on are labels used. They score what was learned.
+        run.end_training()
         runs.save_model(OUTPUT_DIR / "model.pt", averaged, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
         terms_of = functools.partial(elbo_terms, averaged, tau=history[-1]["tau"])
         scores = metrics.evaluate(averaged, terms_of, train, test)  # with relaxed and with one-hot samples
         scores.results.update(metrics.color_wheel_scores(averaged.latents, scores.test_codes, test))
-        figures(averaged, train, test, scores, history, floors)
-        run.finish(scores.results, history)
-    return scores.results
+        figures(averaged, train, test, scores, history)
+        return run.finish(scores.results, history)
 
 
 @torch.inference_mode()
@@ -232,10 +218,9 @@ def figures(
     test: data.ColoredSet,
     scores: metrics.Evaluation,
     history: list[dict],
-    floors: dict[str, float],
 ) -> None:
     """Draws all figures. Whatever a figure does not vary is taken from the code of the first test image."""
-    plots.common_figures(OUTPUT_DIR, "Joint VAE", scores, history, floors)
+    plots.common_figures(OUTPUT_DIR, "Joint VAE", scores, history)
     codes, base, device = scores.test_codes, scores.test_codes[0], scores.test_codes.device
     demand_pictures, _ = scores.demand
 
