@@ -218,6 +218,7 @@ def main() -> dict:
     with runs.start(OUTPUT_DIR, globals(), data.DOMAINS) as run:
         colors = [data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)]
         images, digits = data.load(train=True)
+        data.check(images, digits)
         test = [part.to(run.device) for part in data.load(train=False)]  # images, digits
         run.code |= {"judge": judge.fingerprint(judge.load(run.device)), "images": len(images)}
 

@@ -185,14 +185,20 @@ def mutual_information(a: Tensor, b: Tensor) -> float:
 
 
 def discretize(latent: Tensor) -> Tensor:
-    """One latent's columns of the codes, (n, width) → int64 (n,): its category, or the bin of its value.
+    """One latent's columns of the codes, (n, width) → int64 (n,): its category, or the bin of its value or angle.
 
-    The N_VALUE_BINS bins of a continuous latent (width 1) hold equally many of the n values.
+    The N_VALUE_BINS bins of a number (width 1), or of the angle of two, hold equally many of the n values.
     """
-    if latent.shape[1] > 1:
+    if is_categorical(latent):
         return latent.argmax(1)
-    ranks = latent[:, 0].argsort(stable=True).argsort(stable=True)
+    values = latent[:, 0] if latent.shape[1] == 1 else torch.atan2(latent[:, 1], latent[:, 0])
+    ranks = values.argsort(stable=True).argsort(stable=True)
     return ranks * N_VALUE_BINS // len(ranks)
+
+
+def is_categorical(latent: Tensor) -> bool:
+    """Whether the columns of a latent in the codes, (n, width), are one-hot."""
+    return latent.shape[1] > 1 and bool(((latent == 0) | (latent == 1)).all())
 
 
 def latent_information(latents: dict[str, slice], codes: Tensor, images: data.ColoredSet) -> dict[str, dict]:
@@ -212,7 +218,7 @@ def latent_usage(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict
     usage = latent_information(model.latents, codes, test)
     for (name, columns), nats in zip(model.latents.items(), kl.tolist(), strict=True):
         usage[name] = {"kl": nats} | usage[name]
-        if columns.stop - columns.start > 1:
+        if is_categorical(codes[:, columns]):
             usage[name]["categories_used"] = len(codes[:, columns].argmax(1).unique())
         if nats < 0.01:
             print(f"Warning: latent {name} is dead (KL {nats:.4f} nats): the decoder learns nothing from it.")

@@ -14,6 +14,7 @@ import ast
 import contextlib
 import ctypes
 import hashlib
+import importlib.metadata
 import io
 import json
 import math
@@ -27,11 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import matplotlib
-import numpy
 import torch
-import torchvision
-from torch import nn
 
 import data
 
@@ -47,7 +44,6 @@ LIMITS = (
     (r"\w+_WEIGHT|BETA|TAU_DECAY|MAX_\w+|(\w+_)?ELASTIC", float, 0, 1e30),
     (r"HARD|RESUME|HE_WEIGHTS", bool, False, True),
 )
-
 READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")  # no script reads these itself
 WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")  # they change no result
 NOT_TRAINING = ("metrics", "judge", "plots", "runs")  # modules that the fingerprint of the code leaves out
@@ -58,12 +54,13 @@ def command(main: Callable, rows: Iterable[str] = ()) -> None:
 
     `--help` prints the file's docstring; other arguments end with status 2. A notebook kernel's are not the file's.
     """
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="replace")  # a terminal without the signs of the log
     script, names = sys.modules["__main__"], []
     if Path(sys.argv[0]).resolve() == Path(getattr(script, "__file__", None) or ".").resolve():
-        layout = argparse.RawDescriptionHelpFormatter
-        parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=layout)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.reconfigure(errors="replace")  # a terminal without the signs of the log
+        parser = argparse.ArgumentParser(
+            description=script.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         parser.add_argument("rows", nargs="*", help=", ".join(rows) or argparse.SUPPRESS)
         names = parser.parse_args().rows
         if unknown := [name for name in names if name not in rows]:
@@ -71,6 +68,7 @@ def command(main: Callable, rows: Iterable[str] = ()) -> None:
     try:
         main(*names)
     except KeyboardInterrupt:
+        print("\nStopped. Run again to go on after the last whole epoch.", file=sys.stderr)
         raise SystemExit(130) from None  # a shell's status for a program that was interrupted
 
 
@@ -83,11 +81,10 @@ def constants(namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COL
 def check(values: dict) -> None:
     """Exits with one sentence if a constant is out of the range that LIMITS has for its name."""
     for name, value in values.items():
-        rule = next((rule for pattern, *rule in LIMITS if re.fullmatch(pattern, name)), None)
-        types = (int, float) if rule and rule[0] is float else rule and rule[:1]
-        if rule and not (type(value) in types and rule[1] <= value <= rule[2]):
-            wanted = f"of type {rule[0].__name__}, from {rule[1]} to {rule[2]}"
-            raise SystemExit(f"{name} is {value!r}: it must be {wanted}.")
+        kind, low, high = next((rule for pattern, *rule in LIMITS if re.fullmatch(pattern, name)), (None, 0, 0))
+        right = type(value) is kind or (type(value) is int and kind is float)
+        if kind and not (right and low <= value <= high):
+            raise SystemExit(f"{name} is {value!r}: it must be of type {kind.__name__}, from {low} to {high}.")
 
 
 def first_difference(before: dict, now: dict) -> str | None:
@@ -99,7 +96,7 @@ def first_difference(before: dict, now: dict) -> str | None:
 def fingerprint(script: Path) -> str:
     """A hash of the code that trains: main() up to the end of its last loop over epochs, and what this reaches by name.
 
-    That is functions and classes of the script, and of data.py and other scripts that it imports. Constants, comments,
+    That is functions and classes of the script, of data.py, and of a script that it imports. Constants, comments,
     docstrings, messages, and what scores or draws do not count.
     """
     files, defined, reached, queue = [script], {}, {}, ["main"]
@@ -124,29 +121,21 @@ def fingerprint(script: Path) -> str:
 
 
 def _plain(node: Any) -> Any:
-    """A syntax tree as nested lists, without docstrings and messages, the same in every version of Python."""
+    """A syntax tree as nested lists, without docstrings and errors, the same in every version of Python."""
     if isinstance(node, list):
-        silent = [part for part in node if not isinstance(part, ast.Raise) and not _is_text(part)]
-        return [_plain(part) for part in silent]
+        texts = [part for part in node if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)]
+        return [_plain(part) for part in node if part not in texts and not isinstance(part, ast.Raise)]
     if not isinstance(node, ast.AST):
         return repr(node)
     return [type(node).__name__, *((k, _plain(v)) for k, v in ast.iter_fields(node) if v is not None and v != [])]
-
-
-def _is_text(node: ast.AST) -> bool:
-    value = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(value, ast.Constant) or getattr(getattr(value, "func", None), "id", "") == "print"
-
-
-# ------------------------------------------------------------------------------------------------------- a run
 
 
 @contextlib.contextmanager
 def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> Iterator["Run"]:
     """A run of a script (pass `globals()`) as a context: the folder is reserved, torch's settings are the run's.
 
-    `data_constants` names those of data.py that decide what the script sees. Exits with one sentence if a constant is
-    out of range, the folder cannot be written, holds another script's results, or another run is writing there.
+    `data_constants`: those of data.py that decide what the script sees. Exits with one sentence if a constant is out of
+    range, the folder cannot be written, holds another script's results, or another run is writing there.
     """
     values, file = constants(namespace, data_constants), namespace.get("__file__")
     check(values)
@@ -160,17 +149,13 @@ def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.
         run = Run(Path(folder), values, file and Path(file))
         print(*(f"{name} = {value!r}" for name, value in values.items()), sep="\n")
         print(", ".join(f"{name} {value}" for name, value in run.versions.items()), flush=True)
-        try:
-            yield run
-        except KeyboardInterrupt:
-            print(f"\nStopped after {run.saved_epoch} whole epochs. Run again to go on.", file=sys.stderr)
-            raise
+        yield run
 
 
 class Run:
     """One run of a script: its folder, its constants, its device and its clock.
 
-    `code` says what made the numbers: the script and its fingerprint; its main() adds the classifier and the images.
+    `code` says what made the numbers: the script and its fingerprint; main() adds the classifier's and the images.
     """
 
     def __init__(self, folder: Path, constants: dict, script: Path | None):
@@ -206,7 +191,7 @@ class Run:
     def resume(self, **parts) -> list[dict]:
         """The history of an unfinished run of the same code and constants, whose state is put into `parts`; or [].
 
-        `parts` are modules, optimizers and schedules: all that the next epoch depends on. Says whether the run goes on,
+        `parts`: modules, optimizers and schedules, all that the next epoch depends on. Says whether the run goes on,
         and if not, why. Call it after everything else that draws random numbers before the first epoch.
         """
         self._parts, path = parts, self.folder / "checkpoint.pt"
@@ -218,10 +203,8 @@ class Run:
             if not self.constants["RESUME"]:
                 return []
             if name := first_difference(saved["constants"] | saved["code"], self.constants | self.code):
-                what = {"fingerprint": "the code that trains", "images": "the number of training images"}.get(
-                    name, name
-                )
-                print(f"Starting afresh: {what} was another in the unfinished run.")
+                what = "the code that trains" if name == "fingerprint" else name
+                print(f"Starting afresh, because this has changed since the unfinished run: {what}.")
                 return []
             for name, part in parts.items():
                 part.load_state_dict(saved["states"][name])
@@ -233,7 +216,7 @@ class Run:
             raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
         print(f"Going on after epoch {self.saved_epoch} of the unfinished run with the same code and constants.")
         if changed:
-            print(f"Its {changed} was another: the numbers may differ from those of a run without interruption.")
+            print(f"Its {changed} was another, so the numbers may differ from those of a run without interruption.")
         return history
 
     def checkpoint(self, history: list[dict]) -> None:
@@ -242,10 +225,9 @@ class Run:
         Exits with one sentence if a number of the last row is not finite; the checkpoint before it is kept.
         """
         numbers = {name: value for name, value in history[-1].items() if isinstance(value, float)}
-        if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
-            what = f"{bad[0]} became {numbers[bad[0]]} in epoch {history[-1]['epoch']}"
-            kept = f"The checkpoint of epoch {self.saved_epoch} is kept." if self.saved_epoch else ""
-            raise SystemExit(f"{what}: try a lower LEARNING_RATE or other weights in the loss. {kept}".strip())
+        if bad := [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]:
+            what = f"{bad[0]} in epoch {history[-1]['epoch']}"
+            raise SystemExit(f"{what}: try a lower LEARNING_RATE or other weights in the loss. What was saved is kept.")
         rng = [part.get_rng_state() for part in self._generators]
         states = {name: part.state_dict() for name, part in self._parts.items()}
         content = {"constants": self.constants, "code": self.code, "versions": self.versions}
@@ -278,7 +260,7 @@ def versions(device: torch.device, constants: dict) -> dict[str, str]:
     own = {"device": str(device), "threads": str(torch.get_num_threads()), "machine": _machine()}
     if "PRECISION" in constants:
         own["precision"] = str(precision(constants["PRECISION"], device)).removeprefix("torch.")
-    packages = {module.__name__: module.__version__ for module in (torch, torchvision, numpy, matplotlib)}
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "matplotlib")}
     return own | {"python": platform.python_version()} | packages
 
 
@@ -304,8 +286,6 @@ def _reserve(folder: Path) -> contextlib.AbstractContextManager:
         return filelock.FileLock(folder / ".lock", timeout=0).acquire()
     except filelock.Timeout:
         raise SystemExit(f"Another run is writing to {folder}: wait for it to end, or stop it.") from None
-    except NotImplementedError:  # a file system without locks
-        return contextlib.nullcontext()
     except OSError as error:
         raise SystemExit(f"{folder} cannot be written: {error.strerror}.") from None
 
@@ -313,8 +293,11 @@ def _reserve(folder: Path) -> contextlib.AbstractContextManager:
 @contextlib.contextmanager
 def _torch_settings(matmul_precision: str) -> Iterator[None]:
     """torch's own defaults for a block, but for the precision of matrix products; then what was set before."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    products = torch.get_float32_matmul_precision()
+    dtype, device, products = (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.get_float32_matmul_precision(),
+    )
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_float32_matmul_precision(matmul_precision)
@@ -332,26 +315,18 @@ def _torch_settings(matmul_precision: str) -> Iterator[None]:
 def keep_freed_memory(keep: bool) -> None:
     """Whether this process keeps the memory it frees, where the C library is glibc (Linux); elsewhere does nothing.
 
-    A training step frees what the next one needs. Returning it to the system and taking it again page by page costs
-    time in every step, most of all on a virtual machine. Scores need blocks of other sizes.
+    A training step frees what the next one needs. Scores need blocks of other sizes.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: how much free memory is kept before some is returned
         libc.mallopt(-3, 2**25 if keep else 2**17)  # M_MMAP_THRESHOLD, bytes: larger blocks are returned at once
-        if not keep:
-            libc.malloc_trim(0)
-
-
-# ------------------------------------------------------------------------------------------------------- files
+        libc.malloc_trim(0)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary name in the same folder. The file written there replaces `path` when the block ends.
-
-    A run that dies in between leaves the old file. Exits with one sentence if the disk refuses.
-    """
+    """Yields a temporary name, whose file replaces `path` when the block ends. Exits if the disk refuses."""
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -382,25 +357,24 @@ def load_torch(path: Path) -> Any:
     """What save_torch wrote, on the CPU. No code in the file is ever run. Exits with one sentence if it is not that."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SystemExit(f"{path} is not there: run the script that writes it first.") from None
     except Exception:
-        raise SystemExit(f"{path} is damaged or was not written by this project: delete it and run again.") from None
+        why = "damaged or not this project's: delete it and" if path.exists() else "not there:"
+        raise SystemExit(f"{path} is {why} run the script that writes it.") from None
 
 
-def save_model(path: Path, model: nn.Module, *sizes: int) -> None:
+def save_model(path: Path, model: torch.nn.Module, *sizes: int) -> None:
     """The weights of `model`, with its class's name and the sizes it is constructed from."""
     name = type(getattr(model, "_orig_mod", model)).__name__
     save_torch(path, {"class": name, "sizes": list(sizes), "weights": weights(model)})
 
 
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of a network's weights on the CPU, under its own names, also if torch.compile has wrapped it."""
     state = getattr(model, "_orig_mod", model).state_dict()
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def load_model(path: Path, cls: type) -> nn.Module:
+def load_model(path: Path, cls: type) -> torch.nn.Module:
     """The `cls` that save_model wrote to `path`: frozen, on the CPU, in eval mode. Exits if it is another network."""
     saved = load_torch(path)
     if not isinstance(saved, dict) or saved.get("class") != cls.__name__:

@@ -205,7 +205,7 @@ def figures(
     if LATENT_DIM > 1:
         around[..., 1] += offsets.flip(0)[:, None]
     pictures = model.decode(around.flatten(0, 2)).unflatten(0, (len(points), n, n))
-    names = [f"{data.class_names()[digit]} in hue {hue}°" for digit, hue in REQUESTS]
+    names = [f"{data.class_names()[int(digit)]} in hue {hue}°" for digit, hue in REQUESTS]
     plots.neighborhoods(OUTPUT_DIR / "neighborhoods.png", pictures, names, points, STEP)
 
     # Moving: eight points of the plane, each going once around the centre.

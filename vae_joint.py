@@ -95,16 +95,20 @@ class JointVAE(nn.Module):
         """Images (B, 3, 28, 28) → mu (B, D), logvar (B, D), log q (B, N, K)."""
         h = self.encoder(x)
         mu, logvar = self.gaussian_head(h).float().chunk(2, dim=1)
-        logits = self.categorical_head(h).view(-1, self.n_variables, self.n_categories)
+        logits = self.categorical_head(h).float().view(-1, self.n_variables, self.n_categories)
         return mu, logvar, logits.log_softmax(-1)  # over the K categories of each variable
 
     def forward(self, x: Tensor, tau: float, hard: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, 28, 28) → pixel logits of their reconstruction, Gaussian KL (B, D) in nats, log q (B, N, K)."""
         mu, logvar, log_q = self.encode(x)
+        logits = self.decoder(self.sample(mu, logvar, log_q, tau, hard)).float()
+        return logits, gaussian_kl(mu, logvar), log_q
+
+    def sample(self, mu: Tensor, logvar: Tensor, log_q: Tensor, tau: float, hard: bool = False) -> Tensor:
+        """A code (B, D + N·K) drawn from what encode() gives."""
         z = mu + (0.5 * logvar).exp() * torch.randn_like(mu)  # (B, D)
         v = F.gumbel_softmax(log_q, tau, hard)  # (B, N, K)
-        logits = self.decoder(torch.cat([z, v.flatten(1)], 1))
-        return logits, gaussian_kl(mu, logvar), log_q
+        return torch.cat([z, v.flatten(1)], 1)
 
     def kl(self, x: Tensor) -> Tensor:
         """KL of each latent in nats, (B, D + N)."""
@@ -126,7 +130,7 @@ class JointVAE(nn.Module):
 
     def decode(self, code: Tensor) -> Tensor:
         """Codes (B, D + N·K) → images (B, 3, 28, 28) in [0, 1]."""
-        return self.decoder(code).sigmoid()
+        return self.decoder(code).float().sigmoid()
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
