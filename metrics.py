@@ -143,7 +143,8 @@ def print_epoch(history: list[dict], epochs: int) -> None:
         parts.append(f"{part}: " + "  ".join(f"{name} {value:6.2f}" for name, value in terms.items()))
     seconds = row["seconds"] - (history[-2]["seconds"] if len(history) > 1 else 0)
     left = f"  {seconds * (epochs - len(history)) / 60:4.1f} min left" * (len(history) > 1)  # the first has the set-up
-    print(*parts, f"tau {row['tau']:.2f}  " * ("tau" in row) + f"{seconds:5.1f} s{left}", sep=" | ", flush=True)
+    tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
+    print(*parts, f"{tau}{seconds:5.1f} s{left}", sep=" | ", flush=True)
     nothing = [row.get("explained_variance", 1) < NOTHING_EXPLAINED for row in history[-2:]]
     if nothing in ([True], [False, True]):  # the first epoch of which this is true
         print(

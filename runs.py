@@ -23,7 +23,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")  # they 
 NOT_TRAINING = ("metrics", "judge", "plots", "runs")  # modules that the fingerprint of the code leaves out
 
 
-def command(main: Callable, rows: Iterable[str] = ()) -> None:
+def command(main: Callable, rows: Collection[str] = ()) -> None:
     """Calls main() of a file that is run from a shell, with the names given there, each one of `rows`.
 
     `--help` prints the file's docstring; other arguments end with status 2. A notebook kernel's are not the file's.
@@ -246,13 +246,13 @@ class Run:
         return results
 
 
-def load_results(path: Path, names: Iterable[str] = ()) -> dict:
-    """The content of a metrics.json. Exits with one sentence if it is damaged or its results lack one of the names."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+def load_results(path: Path) -> dict:
+    """The content of a metrics.json. Exits with one sentence if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if {*content["constants"], *content["results"]} >= set(names):
+        if {"constants", "results", "history"} <= content.keys():
             return content
-    raise SystemExit(f"{path} is missing, damaged or of another version of the code: delete it and run again.")
+    raise SystemExit(f"{path} is missing or damaged: delete it and run again.")
 
 
 def versions(device: torch.device, constants: dict) -> dict[str, str]:
@@ -342,7 +342,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """UTF-8, as an atomic write."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def save_torch(path: Path, value: Any) -> None:

@@ -36,11 +36,11 @@ LEARNING_RATE = 0.001  # Adam's
 # ninth of all so far. At a constant rate the last weights keep moving around it (Polyak & Juditsky 1992).
 EMA_DECAY = 0.99  # its decay in ten steps. Higher: it covers more steps, and lags behind. 0: the last weights
 SEED = 0  # seeds the weights, the order of the images and the samples
-DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
+DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if there is one, else the CPU; or name it: "cuda", "mps", "cpu"
 # torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
 # products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
 MATMUL_PRECISION = "medium"
-RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
+RESUME = True  # True resumes an unfinished run of the same code and constants, False always starts over
 
 # Figures. Four requests of (digit, hue in degrees), and the step of the grid around the point found for each.
 REQUESTS = ((0, 0), (1, 120), (7, 240), (3, 60))

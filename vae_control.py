@@ -93,9 +93,9 @@ BATCH_SIZE = 250  # images
 LEARNING_RATE = 0.0015  # Adam's
 DECAY_FROM = 0.5  # share of EPOCHS after which the rate falls linearly to 0; 1: never
 SEED = 0  # seeds the weights, the order of the images, the deformations and the samples
-DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if one works, else the CPU; or name it: "cuda", "mps", "cpu"
+DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if there is one, else the CPU; or name it: "cuda", "mps", "cpu"
 PRECISION = "auto"  # in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-RESUME = True  # True resumes an unfinished run of the same constants, False always starts over
+RESUME = True  # True resumes an unfinished run of the same code and constants, False always starts over
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_control"
 
@@ -311,7 +311,7 @@ def best_start(starts: list[tuple], train: data.ColoredSet, run: runs.Run) -> Co
     model, _, optimizer = starts[best]
     for epoch in range(1, VOTE_EPOCHS + 1):
         batches = torch.randperm(len(voters)).to(run.device).split(BATCH_SIZE)
-        for step, batch in enumerate(tqdm(batches, f"votes, epoch {epoch}/{VOTE_EPOCHS}", leave=False, disable=None)):
+        for batch in tqdm(batches, f"votes, epoch {epoch}/{VOTE_EPOCHS}", leave=False, disable=None):
             index = voters[batch]
             with run.autocast():
                 _, _, log_q = model.encode(torch.cat([train.colored(index), deformed_copies(train, index, ELASTIC)]))
@@ -337,7 +337,7 @@ def first_weights(train: data.ColoredSet, run: runs.Run) -> ControlVAE:
     for epoch in range(1, START_EPOCHS + 1 if DIGIT_WEIGHT else 1):
         sums = torch.zeros(N_STARTS, device=run.device)
         batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
-        for step, index in enumerate(tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None)):
+        for index in tqdm(batches, f"start, epoch {epoch}/{START_EPOCHS}", leave=False, disable=None):
             x = torch.cat([train.colored(index), deformed_copies(train, index, START_ELASTIC)])
             for i, (model, head, optimizer) in enumerate(starts):
                 with run.autocast():

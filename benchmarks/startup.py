@@ -1,6 +1,6 @@
 """From starting vae_joint.py to its first training step, beside importing torch and torchvision alone.
 
-python -m benchmarks.start
+python -m benchmarks.startup
 """
 
 import statistics
@@ -17,9 +17,9 @@ CODES = {
     "vae_joint.py to its first step": """
 import os, pathlib, sys
 sys.path.insert(0, "")
-import runs, vae_joint
+import vae_joint
 vae_joint.OUTPUT_DIR = pathlib.Path(sys.argv[1])
-runs.Run.check_finite = lambda *args: os._exit(0)  # called at the end of each step
+vae_joint.tqdm = lambda batches, *args, **options: (os._exit(0) if i else batch for i, batch in enumerate(batches))
 vae_joint.main()
 """,
 }

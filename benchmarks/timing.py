@@ -6,16 +6,18 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import torch
 
 import data
 import judge
 import runs
+from experiments import common
 
 
 class _EnoughError(Exception):
@@ -23,44 +25,37 @@ class _EnoughError(Exception):
 
 
 def first_epoch(script: ModuleType, steps: int | None = None, images: int | None = None, **constants) -> list[float]:
-    """Readings of the clock, in seconds, in the first epoch of script.main(): after each step, test pass, checkpoint.
+    """Readings of the clock, in seconds, in the first epoch of script.main(): after each step, and at its end.
 
-    Each training loop calls Run.check_finite once a step (the VAEs once more, for the test loss), and Run.checkpoint
-    once an epoch. The run is cut short there, or after `steps`. `images`: how many training images there are, all by
-    default. `constants`: edits of the script's.
+    The end is after the test pass and the checkpoint. The run is cut short there, or after `steps`. `images`: how many
+    training images there are, all by default. `constants`: edits of the script's.
     """
-    stamps, check, save, load, folder = [], runs.Run.check_finite, runs.Run.checkpoint, data.load, script.OUTPUT_DIR
-    before = {name: getattr(script, name) for name in constants}
+    stamps, load, checkpoint = [], data.load, runs.Run.checkpoint
 
-    def stamp(*args) -> None:
-        stamps.append(time.perf_counter())
-        if len(stamps) == steps:
-            raise _EnoughError
+    def timed(batches: Iterable, *args, **options) -> Iterator:
+        for batch in batches:
+            yield batch
+            stamps.append(time.perf_counter())
+            if len(stamps) == steps:
+                raise _EnoughError
 
-    def save_and_stop(*args) -> None:
-        save(*args)
+    def checkpoint_and_stop(*args) -> None:
+        checkpoint(*args)
         stamps.append(time.perf_counter())
         raise _EnoughError
 
+    def load_some(train: bool) -> tuple:
+        return tuple(part[: images if train else None] for part in load(train))
+
     judge.load(torch.device("cpu"))  # trained now, with all images, if there is none
-    runs.Run.check_finite, runs.Run.checkpoint = stamp, save_and_stop
-    data.load = lambda train: tuple(part[: images if train else None] for part in load(train))
-    try:
-        with (
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),  # no progress bar
-        ):
-            script.OUTPUT_DIR = Path(temporary)
-            for name, value in constants.items():
-                setattr(script, name, value)
-            with contextlib.suppress(_EnoughError):
-                script.main()
-    finally:
-        runs.Run.check_finite, runs.Run.checkpoint = check, save
-        data.load, script.OUTPUT_DIR = load, folder
-        for name, value in before.items():
-            setattr(script, name, value)
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        common.edited(script, OUTPUT_DIR=Path(folder), tqdm=timed, load=load_some, **constants),
+        mock.patch.object(runs.Run, "checkpoint", checkpoint_and_stop),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.suppress(_EnoughError),
+    ):
+        script.main()
     return stamps
 
 
@@ -112,18 +107,9 @@ def ratio(times: list[float], references: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def row(name: str, values: dict[str, list[float]], of: str, unit: float = 1000) -> str:
+def row(name: str, values: dict[str, list[float]], of: str, unit: float = 1000) -> list[str]:
     """A line of a table: medians, and the ratio of each to the one called `of`, with its lowest and highest repeat."""
-    cells = []
+    cells = [name]
     for key, times in values.items():
         cells += [median(times, unit)] + [ratio(times, values[of])] * (key != of)
-    return line(name, cells)
-
-
-def line(name: str, cells: list[str]) -> str:
-    return f"| {' | '.join([name, *cells])} |"
-
-
-def head(name: str, columns: list[str]) -> str:
-    """The two lines above the rows."""
-    return f"| {' | '.join([name, *columns])} |\n| --- | {' | '.join(['---:'] * len(columns))} |"
+    return cells

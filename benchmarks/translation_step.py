@@ -20,6 +20,7 @@ import cyclegan_colors
 import data
 import runs
 from benchmarks import timing
+from experiments import common
 
 STEPS = 48  # of each repeat; a multiple of R1_EVERY
 WARM_UP = 12  # steps that are not counted: what the loaders have fetched in advance is used up
@@ -96,8 +97,8 @@ def main() -> None:
     ways = {"script": script, "usual way": usual_way}
     functions = {key: functools.partial(timing.apart, way) for key, way in ways.items()}
     values = timing.repeated(functions, REPEATS, "cyclegan_colors")
-    print("", timing.head("", ["script, ms", "usual way, ms", "times as long"]), sep="\n")
-    print(timing.row("cyclegan_colors", values, "script"))
+    head = ["", "script, ms", "usual way, ms", "times as long"]
+    print(f"\n{common.markdown([head, timing.row('cyclegan_colors', values, 'script')])}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ import vae_continuous
 import vae_discrete
 import vae_joint
 from benchmarks import timing
+from experiments import common
 
 REPEATS = 3
 STEPS = 150  # of the usual way, and of each part of a step alone; of a script all of an epoch
@@ -94,14 +95,14 @@ def usual_way(name: str) -> dict[str, float]:
 def script_way(name: str) -> dict[str, float]:
     """Seconds of a step, and of the first epoch with its test pass and its checkpoint."""
     stamps = timing.first_epoch(importlib.import_module(name), DEVICE="cpu", BATCH_SIZE=BATCH_SIZE)
-    *steps, _, _ = stamps  # the last two: test pass, checkpoint
+    *steps, _ = stamps
     step = (steps[-1] - steps[WARM_UP - 1]) / (len(steps) - WARM_UP)
     return {"step": step, "epoch": stamps[-1] - stamps[0] + step}
 
 
 def alone(name: str) -> dict[str, float]:
     """Seconds of each part of a step, alone."""
-    runs.keep_freed_memory()  # as the scripts do
+    runs.keep_freed_memory(True)  # as the scripts do
     return floor(name) | others(MODELS[name])
 
 
@@ -197,30 +198,25 @@ def seconds(*functions: Callable) -> list[float]:
 
 def tables(measured: dict[str, dict[str, list[dict]]]) -> str:
     """Markdown, from script → "script", "alone", "usual way" → what each repeat gave."""
-    floors, rest, steps, epochs = [], {}, [], []
+    times = "times as long"
+    floors = [["a step", "matrix products, ms", "Adam, ms", "script, ms", "of their sum"]]
+    floors[0] += ["products at torch's default, ms", "of the products"]
+    rest, steps = {}, [["a step", "script, ms", "usual way, ms", times]]
+    epochs = [["an epoch", "script, s", "usual way, s", times]]
     for name, values in measured.items():
         script, usual, parts = (timing.columns(values[key]) for key in ("script", "usual way", "alone"))
         both = [sum(pair) for pair in zip(parts["products"], parts["Adam"], strict=True)]
         cells = [timing.median(times) for times in (parts["products"], parts["Adam"], script["step"])]
-        cells.append(timing.ratio(script["step"], both))
         default = parts.pop("products at torch's default")
-        cells += [timing.median(default), timing.ratio(default, parts["products"])]
-        floors.append(timing.line(name, cells))
+        cells += [timing.ratio(script["step"], both), timing.median(default), timing.ratio(default, parts["products"])]
+        floors.append([name, *cells])
         parts["unexplained"] = [a - sum(b) for a, *b in zip(script["step"], *parts.values(), strict=True)]
         for part in [part for part in parts if part not in ("products", "Adam")]:
-            rest.setdefault(part, []).append(timing.median(parts[part], digits=2))
+            rest.setdefault(part, [part]).append(timing.median(parts[part], digits=2))
         steps.append(timing.row(name, {"script": script["step"], "usual way": usual["step"]}, "script"))
         epochs.append(timing.row(name, {"script": script["epoch"], "usual way": usual["epoch"]}, "script", unit=1))
-    times = "times as long"
-    floor_columns = ["matrix products, ms", "Adam, ms", "script, ms", "of their sum"]
-    floor_columns += ["products at torch's default, ms", "of the products"]
-    blocks = (
-        (timing.head("a step", floor_columns), floors),
-        (timing.head("what else, ms", list(measured)), [timing.line(part, cells) for part, cells in rest.items()]),
-        (timing.head("a step", ["script, ms", "usual way, ms", times]), steps),
-        (timing.head("an epoch", ["script, s", "usual way, s", times]), epochs),
-    )
-    return "\n\n".join("\n".join([head, *lines]) for head, lines in blocks)
+    what_else = [["what else, ms", *measured], *rest.values()]
+    return "\n".join(common.markdown(lines) for lines in (floors, what_else, steps, epochs))
 
 
 def main() -> None:

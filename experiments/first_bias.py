@@ -2,80 +2,49 @@
 the scripts' own (pictures start at the mean grey level of the training images), and those that torch gives (grey).
 The last weights are scored: the average of the weights would lag behind by a tenth of the steps.
 
-    python -m benchmarks.starts
+    python -m experiments.first_bias       # runs what is missing, or only the rows named
 
-The table goes to outputs/compare/starts.md.
+The table goes to outputs/tables/first_bias.md.
 """
 
-import contextlib
-import tempfile
-from pathlib import Path
-from types import ModuleType
 from unittest import mock
 
 from torch import nn
 
-import compare
+import metrics
 import runs
 import vae_continuous
 import vae_discrete
 import vae_joint
+from experiments import common
 
 SEEDS = tuple(range(20, 30))  # no constant was chosen by them
-EPOCHS = 3
+EDITS = {"EPOCHS": 3, "EMA_DECAY": 0.0, "figures": lambda *_: None}
 MODELS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint}
-STARTS = ("torch's own biases", "the mean grey level")
+BIASES = ("torch's own biases", "the mean grey level")
+ROWS = {f"{name}, {bias}": (MODELS[name], common.seeds(EDITS, *SEEDS)) for name in MODELS for bias in BIASES}
 
 
-class Trained(Exception):
-    """Ends a run before its scores and figures."""
-
-
-def first_epochs(script: ModuleType, start: str, seed: int) -> dict:
-    """The last row of the history of a run of EPOCHS epochs."""
-    histories = []
-
-    def keep(run: runs.Run, history: list[dict]) -> None:
-        histories.append(history)
-        if len(history) == EPOCHS:
-            raise Trained
-
-    with tempfile.TemporaryDirectory() as folder:
-        constants = {"SEED": seed, "EPOCHS": EPOCHS, "EMA_DECAY": 0.0}
-        patches = [mock.patch.multiple(script, OUTPUT_DIR=Path(folder), **constants)]
-        patches.append(mock.patch.object(runs.Run, "checkpoint", keep))
-        if start == STARTS[0]:
-            patches.append(mock.patch.object(nn.init, "constant_", lambda tensor, value: tensor))
-        with contextlib.ExitStack() as stack:
-            for patch in patches:
-                stack.enter_context(patch)
-            try:
-                script.main()
-            except Trained:
-                return histories[-1][-1]
-
-
-def table(rows: dict[tuple[str, str], list[dict]]) -> str:
-    """Markdown: for each (model, start) the lowest and highest test loss, and how many seeds learned nothing."""
-    lines = [["", "pictures start at", "lowest test loss", "highest", "seeds in which nothing is learned"]]
-    for (model, start), last in rows.items():
+def table(rows: dict[str, list[dict]]) -> str:
+    """Markdown: the lowest and highest test loss of each row, and how many seeds learned nothing."""
+    lines = [["pictures start at", "lowest test loss", "highest", "seeds in which nothing is learned"]]
+    for name, contents in rows.items():
+        last = [content["history"][-1] for content in contents]
         losses = [sum(value for name, value in row.items() if name.startswith("test_")) for row in last]
-        stuck = sum(row["explained_variance"] < runs.NOTHING_EXPLAINED for row in last)
-        lines.append([model, start, f"{min(losses):.1f}", f"{max(losses):.1f}", f"{stuck} of {len(last)}"])
-    lines.insert(1, ["---", "---", "---:", "---:", "---:"])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        stuck = sum(row["explained_variance"] < metrics.NOTHING_EXPLAINED for row in last)
+        lines.append([name, f"{min(losses):.1f}", f"{max(losses):.1f}", f"{stuck} of {len(last)}"])
+    return common.markdown(lines)
 
 
-def main() -> None:
-    """Trains all, prints the table after each row, and saves it at the end."""
-    rows = {}
-    for name, script in MODELS.items():
-        for start in STARTS:
-            rows[name, start] = [first_epochs(script, start, seed) for seed in SEEDS]
-            print(f"\n{table(rows)}", flush=True)
-    with runs.atomic_write(compare.OUTPUT_DIR / "starts.md") as temporary:
-        temporary.write_text(table(rows), encoding="utf-8")
+def main(*names: str) -> None:
+    """Runs what is missing (of the rows named), and writes the table."""
+    own = {row: runs_of for row, runs_of in ROWS.items() if BIASES[0] in row}
+    with mock.patch.object(nn.init, "constant_", lambda bias, level: bias):
+        rows = common.collect("first_bias", own, names)
+    rows |= common.collect("first_bias", {row: runs_of for row, runs_of in ROWS.items() if row not in own}, names)
+    rows = {row: rows[row] for row in ROWS if row in rows}
+    common.write("first_bias.md", table(rows), rows)
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    runs.command(main, rows=[common.slug(row) for row in ROWS])

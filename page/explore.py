@@ -1,16 +1,15 @@
 """Writes a page on which anyone can draw a digit, turn its knobs and recolour it, and opens it in the browser.
 
     python vae_control.py        # first: trains the model whose knobs are on the page
-    python explore.py            # trains nothing
+    python -m page.explore       # trains nothing
 
-The page, outputs/explore.html, is explore_template.html with the weights of vae_control.py's model and of
-cyclegan_colors.py's generators in it. It needs no Python, no server and no network: its own JavaScript computes what
-the networks compute. Its weights are rounded to 12 bits, which changes no pixel of a picture by 0.01.
+The page, outputs/explore.html, is template.html with the weights of vae_control.py's model and of cyclegan_colors.py's
+generators in it. It needs no Python, no server and no network: its own JavaScript computes what the networks compute.
+Its weights are rounded to 12 bits, which changes no pixel of a picture by 0.01.
 """
 
 import base64
 import json
-import sys
 import webbrowser
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +17,6 @@ from types import ModuleType
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(globals().get("__file__", "")).parent))  # also where Python leaves this folder out
 
 import cyclegan_colors
 import data
@@ -31,20 +28,17 @@ N_TRAIN_IMAGES = 10_000  # their codes show where a hue is on the wheel
 N_TEST_IMAGES = 200  # a visitor can take one of them at random
 N_DOTS = 2000  # codes of test images on the wheel
 N_HUES = 36  # entries of the wheel's table, evenly spaced from 0 degrees
-# Bits of a weight. With 12 the page has 5.8 MB. With 8 it has 4 MB, but pixels are off by up to 0.03, and in three of a
-# hundred images a variable takes another category.
-BITS = 12
+BITS = 12  # of a weight: with 8 the page has 4 MB, not 5.8, but in 3% of the images a variable takes another category
 
-TEMPLATE = Path(__file__).parent / "explore_template.html"
-PAGE = Path(__file__).parent / "outputs" / "explore.html"
+TEMPLATE = Path(__file__).with_name("template.html")
+PAGE = runs.ROOT / "outputs" / "explore.html"
 
 
 def main() -> Path:
     """Writes the page and opens it; returns where it is."""
     text = json.dumps(page_content(), separators=(",", ":")).replace("</", "<\\/")
     page = TEMPLATE.read_text(encoding="utf-8").replace("{{PAGE}}", text)
-    with runs.atomic_write(PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
+    runs.write_text(PAGE, page)
     print(f"Wrote {PAGE} ({PAGE.stat().st_size / 1e6:.1f} MB).")
     if not webbrowser.open(PAGE.as_uri()):
         print("No browser was found here: open that file in one.")
@@ -57,9 +51,7 @@ def page_content() -> dict:
     model = vae_control.load_model(vae_control.OUTPUT_DIR / "model.pt")
     if model.latent_dim < 2:
         raise SystemExit("The trained model has a LATENT_DIM of 1: there is no colour wheel to show.")
-    path = cyclegan_colors.OUTPUT_DIR / "generators.pt"
-    cyclegan_colors.load_model(path)  # refuses a file that does not hold the two generators
-    generators = runs.load_torch(path)
+    generators = cyclegan_colors.load_model(cyclegan_colors.OUTPUT_DIR / "generators.pt")
 
     cpu = torch.device("cpu")
     train, test = data.colored_set(train=True, device=cpu)[:N_TRAIN_IMAGES], data.colored_set(train=False, device=cpu)
@@ -92,7 +84,7 @@ def page_content() -> dict:
         },
         "networks": {
             **vae_layers(model),
-            **{name: generator_layers(generators[name]) for name in ("a_to_b", "b_to_a")},
+            **{name: generator_layers(*part) for name, part in zip(("a_to_b", "b_to_a"), generators, strict=True)},
         },
         "shares": {
             name: share
@@ -100,8 +92,8 @@ def page_content() -> dict:
             if name in ("digit_accuracy", "knob_both", "a_to_b_both", "b_to_a_both")
         },
         "origin": (
-            f"Written by explore.py from the model of vae_control.py (seed {content['constants'].get('SEED')}) and "
-            f"the generators of cyclegan_colors.py (seed {translation['constants'].get('SEED')}). The networks are in "
+            f"Written by page/explore.py from the models of vae_control.py (seed {content['constants'].get('SEED')}) "
+            f"and cyclegan_colors.py (seed {translation['constants'].get('SEED')}). The networks are in "
             f"this file: nothing is loaded from elsewhere, and no drawing leaves the browser."
         ),
     }
@@ -110,20 +102,11 @@ def page_content() -> dict:
 def saved_run(script: ModuleType) -> dict:
     """The content of a script's metrics.json. Exits with one sentence if the run did not use data.py as it is now."""
     path = script.OUTPUT_DIR / "metrics.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        constants, _ = dict(content["constants"]), dict(content["results"])
-    except FileNotFoundError:
-        raise SystemExit(f"{path} is not there: run python {script.__name__}.py first.") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SystemExit(f"{path} is damaged: run python {script.__name__}.py again.") from None
-    for name, then in constants.items():
-        now = json.loads(json.dumps(vars(data).get(name, then)))  # tuples become lists, as in the file
-        if now != then:
-            raise SystemExit(
-                f"{name} in data.py is {now!r}, but {path} was made with {then!r}: set it back, or run python "
-                f"{script.__name__}.py again."
-            )
+    content = runs.load_results(path)
+    then = {name: value for name, value in content["constants"].items() if hasattr(data, name)}
+    now = json.loads(json.dumps({name: getattr(data, name) for name in then}))  # lists for tuples, as in the file
+    if name := runs.first_difference(then, now):
+        raise SystemExit(f"{name} in data.py is not that of {path}: set it back, or run {script.__name__}.py again.")
     return content
 
 
@@ -135,16 +118,11 @@ def categories_and_digits(
     Where several categories bear a digit's name, the one that holds most of the test images stands for it.
     """
     categories = codes[:, model.latents["v1"]].argmax(1)
-    try:
-        names = torch.tensor(results["category_digits"])
-        accuracy = (names[categories] == test.digits).double().mean().item()
-        belongs = len(names) == model.n_categories and abs(accuracy - results["digit_accuracy"]) < 0.002
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
-        belongs = False
-    if not belongs:
-        folder = vae_control.OUTPUT_DIR
+    names = torch.tensor(results["category_digits"])
+    accuracy = (names[categories] == test.digits).double().mean().item()
+    if abs(accuracy - results["digit_accuracy"]) > 0.002:
         raise SystemExit(
-            f"metrics.json and model.pt in {folder} are not of the same run: run python vae_control.py again."
+            f"metrics.json and model.pt in {vae_control.OUTPUT_DIR} are not of the same run: run vae_control.py again."
         )
     held = categories.bincount(minlength=model.n_categories)
     largest = [torch.where(names == digit, held, -1) for digit in range(10)]
@@ -174,10 +152,8 @@ def vae_layers(model: nn.Module) -> dict[str, list[dict]]:
     }
 
 
-def generator_layers(weights: dict[str, Tensor]) -> list[dict]:
-    """The convolutions of a generator, from its weights. The first one has the range that its input is stretched to."""
-    generator = cyclegan_colors.Generator()
-    generator.load_state_dict(weights)
+def generator_layers(generator: cyclegan_colors.Generator, clamp: nn.Module) -> list[dict]:
+    """The convolutions of a generator. The first one has the range that its input is stretched to."""
     layers = [
         pack_layer(layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias, layer.kernel_size[0], layer.padding[0])
         for layer in generator
@@ -192,7 +168,6 @@ def pack_layer(weight: Tensor, bias: Tensor, kernel: int = 1, padding: int = 0) 
 
     Each weight is stored as the nearest multiple of its output's scale, plus 2^(BITS - 1), input by input.
     """
-    weight, bias = weight.detach(), bias.detach()
     half = 2 ** (BITS - 1)
     scale = weight.abs().amax(1).clamp(min=1e-12) / (half - 1)
     return {

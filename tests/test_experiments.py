@@ -1,94 +1,197 @@
+"""The experiments: what is run, what is read, and where it is kept."""
+
 import json
 
 import pytest
+import torch
 
-import compare
-import runs
+import cyclegan_colors
+import data
+import metrics
 import vae_continuous
 import vae_control
 import vae_joint
+from experiments import common, fashion, first_bias, ingredients, pairs, translation, vaes
 
 
 @pytest.fixture
 def tiny(few_images, no_figures, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "OUTPUT_DIR", tmp_path / "compare")
-    for script in compare.SCRIPTS.values():
+    """Runs of one epoch with few images, kept in a temporary folder."""
+    monkeypatch.setattr(common, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(common, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(vaes, "PICTURE", tmp_path / "comparison.png")
+    for script in (*vaes.SCRIPTS.values(), cyclegan_colors):
         monkeypatch.setattr(script, "OUTPUT_DIR", tmp_path / script.__name__)
         monkeypatch.setattr(script, "EPOCHS", 1)
     monkeypatch.setattr(vae_control, "N_STARTS", 1)
     return tmp_path
 
 
-def test_main_runs_what_is_missing_and_reads_the_rest(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "SEEDS", (0,))
-    monkeypatch.setattr(compare, "EDITS", (("joint", {"N_VARIABLES": 2}),))
-    first = compare.main()
-    assert capsys.readouterr().out.count("\nRunning ") == 5
-    assert {path.name for path in tiny.iterdir()} == {
-        "vae_continuous",
-        "vae_control",
-        "vae_discrete",
-        "vae_joint",
-        "compare",
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_what_is_missing_is_run_and_the_rest_read(tiny, monkeypatch, capsys):
+    rows = {
+        "joint": (vae_joint, common.seeds({}, 0, 1)),
+        "joint, `BETA = 2`": (vae_joint, common.seeds({"BETA": 2.0}, 0)),
     }
-    assert (tiny / "compare" / "comparison.png").exists()
-    edited = json.loads((tiny / "compare" / "vae_joint_N_VARIABLES=2_SEED=0" / "metrics.json").read_text())
-    assert edited["constants"]["N_VARIABLES"] == 2 and vae_joint.N_VARIABLES == 3
-    kept = {path.parent.name for path in tiny.rglob("finished.pt")}  # tens of MB each
-    assert kept == {"vae_continuous", "vae_discrete", "vae_joint"}
+    first = common.collect("vaes", rows)
+    assert capsys.readouterr().out.count("\nRunning ") == 3
+    kept = {path.relative_to(tiny).as_posix() for path in tiny.rglob("*.json")}
+    assert kept == {"vae_joint/metrics.json", "runs/vaes/joint/1.json", "runs/vaes/joint_BETA=2/0.json"}
+    assert read(tiny / "runs/vaes/joint_BETA=2/0.json")["constants"]["BETA"] == 2.0 and vae_joint.BETA == 1.0
+    assert (tiny / "runs/vaes/joint/1/model.pt").exists()  # beside it
 
-    monkeypatch.setattr(vae_continuous, "STEP", 0.2)  # of the figures only: the numbers are read all the same
-    monkeypatch.setattr(vae_joint, "DEVICE", "auto")
-    assert compare.main() == first  # reads
-    assert "\nRunning " not in capsys.readouterr().out
-    loss = first["joint"][0]["results"]["test_loss"]
-    assert f"| joint | {loss:.1f} |" in (tiny / "compare" / "table.md").read_text()
-    assert "| joint, `N_VARIABLES = 2` |" in (tiny / "compare" / "constants.md").read_text()
-    summary = (tiny / "compare" / "summary.md").read_text().splitlines()
-    assert len(summary) == 2 + 4 and all(line.count("|") == 1 + 6 for line in summary)  # six columns
-
-    monkeypatch.setattr(vae_continuous, "LEARNING_RATE", 0.002)  # other constants: that one runs again
-    (tiny / "vae_joint" / "model.pt").unlink()
-    compare.main()
+    monkeypatch.setattr(vae_joint, "DEVICE", "auto")  # changes no result
+    assert common.collect("vaes", rows) == first
+    monkeypatch.setattr(data, "VALUE", (0.5, 1.0))
+    found = common.collect("vaes", rows, ["joint_BETA=2"])
     out = capsys.readouterr().out
-    assert out.count("\nRunning ") == 1 and "Running vae_continuous" in out
-    assert "comparison.png is left as it is" in out
+    assert out.count("\nRunning ") == 1 and out.endswith("Without results, and left out of the tables: joint.\n")
+    assert list(found) == ["joint, `BETA = 2`"] and found["joint, `BETA = 2`"] != first["joint, `BETA = 2`"]
 
 
-def test_spread_and_table():
-    assert compare.spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0" and compare.spread([4.25]) == "4.2"
-    content = {"results": dict.fromkeys((key for key, _ in compare.COLUMNS.values()), 0.5)}
-    lines = compare.table({"joint": [content, content]}).splitlines()
-    assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| joint | 0.5 ± 0.0 |") and lines[2].endswith("| 50.0 ± 0.0 | 2 |")
-    assert compare.table({"joint": [content]}, compare.COLUMNS | compare.KNOB_COLUMNS).endswith(
-        "| 50.0 | – | – | 1 |\n"
-    )
+def test_rows_made_with_other_code_are_named(tiny):
+    rows = {name: (script, common.seeds({}, 0)) for name, script in vaes.SCRIPTS.items() if name[0] in "cj"}
+    common.collect("vaes", rows)
+    common.write("a.md", "table\n", common.collect("vaes", rows))
+    assert (tiny / "tables/a.md").read_text() == "table\n"
+    for name, code in (("vae_joint", {"fingerprint": "other"}), ("vae_control", None)):
+        path = tiny / name / "metrics.json"
+        path.write_text(json.dumps(read(path) | {"code": code}))
+    common.write("a.md", "table\n", common.collect("vaes", rows))
+    assert (tiny / "tables/a.md").read_text().endswith("before the code was recorded: joint; control.\n")
 
 
-def test_impossible_seeds_are_refused(monkeypatch):
-    for seeds in ((), [0], (0.5,), (-1,)):
-        monkeypatch.setattr(compare, "SEEDS", seeds)
-        with pytest.raises(SystemExit, match="SEEDS is"):
-            compare.main()
-    monkeypatch.setattr(compare, "SEEDS", (0,))
-    for edit in (("joint", {"N_VARIABLE": 2}), ("both", {})):
-        monkeypatch.setattr(compare, "EDITS", (edit,))
-        with pytest.raises(SystemExit, match="EDITS"):
-            compare.main()
+def test_the_vaes_in_three_tables_and_a_picture(tiny, monkeypatch, capsys):
+    rows = {row: (script, {0: edits[0]}) for row, (script, edits) in vaes.ROWS.items()}
+    monkeypatch.setattr(vaes, "ROWS", rows)
+    vaes.main("continuous", "joint", "joint_N_VARIABLES=30_N_CATEGORIES=10")
+    assert "comparison.png is left as it is" in capsys.readouterr().out
+    tables = {path.name: path.read_text(encoding="utf-8").splitlines() for path in (tiny / "tables").iterdir()}
+    names = [
+        line.split(" |")[0] for file in ("vaes.md", "vaes_summary.md", "constants.md") for line in tables[file][2:]
+    ]
+    edited = ["| continuous, default constants", "| joint, default constants", f"| {list(vaes.EDITED)[4]}"]
+    assert names == ["| continuous", "| joint"] * 2 + edited
+    loss = read(tiny / "vae_joint/metrics.json")["results"]["test_loss"]
+    assert tables["vaes.md"][3].startswith(f"| joint | {loss:.1f} |")
+    vaes.main("discrete", "control")
+    assert vaes.PICTURE.exists()
 
 
-def test_a_damaged_result_is_named(tiny, monkeypatch):
-    monkeypatch.setattr(compare, "SEEDS", (0,))
-    path = tiny / "vae_continuous" / "metrics.json"
+def test_a_damaged_result_is_named_and_kept(tiny):
+    path = tiny / "vae_continuous/metrics.json"
     path.parent.mkdir()
-    now = json.dumps({"constants": runs.constants(vars(vae_continuous)), "results": {"test_loss": 1.0}})
-    for content in (b"", b'{"constants": {"DATASET"', b"[]", b"\xff", now.encode()):
-        path.write_bytes(content)
-        with pytest.raises(SystemExit, match=r"metrics\.json is damaged or of another version of the code") as refusal:
-            compare.main()
-        assert str(path) in refusal.value.code and refusal.value.code.endswith(": delete it and run again.")
-        assert path.read_bytes() == content
-    monkeypatch.setattr(vae_joint, "OUTPUT_DIR", str(tiny))
-    with pytest.raises(SystemExit, match=r"OUTPUT_DIR is '.*': it must be a Path"):
-        compare.main()
+    path.write_text('{"constants": {"DATASET"')
+    with pytest.raises(SystemExit, match=r"metrics\.json is missing, damaged"):
+        common.collect("vaes", {"continuous": vaes.ROWS["continuous"]})
+    assert path.read_text() == '{"constants": {"DATASET"'
+
+
+def test_spread_and_markdown():
+    assert common.spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0" and common.spread([0.0425], 100) == "4.2"
+    assert common.spread([1.0, None]) == "–"
+    assert common.markdown([["", "a", "b"], ["x", "1"]]) == "|  | a | b |\n| --- | ---: | ---: |\n| x | 1 | – |\n"
+
+
+def test_every_row_has_a_folder_of_its_own():
+    for experiment in (vaes, ingredients, translation, fashion, first_bias):
+        slugs = [common.slug(row) for row in experiment.ROWS]
+        assert len(set(slugs)) == len(slugs) and not set("".join(slugs)) & set(" `'/\\,;&|<>*?")
+
+
+# ----------------------------------------------------------------------------------------- the translation
+
+
+def results(exact=1.0, digit=0.99, by_digit=0.99, psnr=38.0):
+    scores = {"exact": exact, "color": 1.0, "digit": digit, "psnr": psnr}
+    scores |= {"exact_by_digit": [1.0] * 10, "color_by_digit": [1.0] * 10, "digit_by_digit": [1.0] * 9 + [by_digit]}
+    ideal = scores | {"digit": 0.99}
+    parts = {"": scores, "identity_": ideal, "oracle_": ideal | {"psnr": None}}
+    ways = [(prefix + way, part) for prefix, part in parts.items() for way in translation.DIRECTIONS]
+    return {f"{way}_{key}": value for way, part in ways for key, value in part.items()} | {"updates_to_99": 500}
+
+
+def test_what_passes():
+    assert translation.passes(results())
+    for worse in ({"exact": 0.994}, {"digit": 0.984}, {"by_digit": 0.979}, {"psnr": 36.9}):
+        assert not translation.passes(results(**worse))
+    assert translation.lowest(results(by_digit=0.5), "b_to_a") == 0.5
+
+
+def test_colours_drawn_at_random():
+    for seed in range(3):
+        drawn = translation.drawn(seed)
+        a, b = (data.palette(name, drawn[name]) for name in ("DOMAIN_A", "DOMAIN_B"))
+        assert (torch.cdist(a, a) + 9 * torch.eye(10)).min() > 0.34 and a.amax(1).min() > 0.39  # rounded to 1 / 255
+        assert sorted(map(tuple, a.tolist())) == sorted(map(tuple, b.tolist())) and (a != b).any(1).all()
+
+
+def test_the_table_of_the_translation():
+    history = [{"step": 0}, {"step": 500, "seconds": 30}, {"step": 1500}]
+    content = {"results": results(), "history": history, "seconds": 90}
+    late = {**content, "results": results(exact=0.5) | {"updates_to_99": None}}
+    lines = translation.table({"fast": [content, content], "late": [content, late]}).splitlines()
+    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 7
+    assert lines[5].endswith("| 38.0 ± 0.0 | 38.0 ± 0.0 | 2 of 2 | 1.5 | 99.0 | 1,500 | 500 (0.5 min) |")
+    assert lines[6].startswith("| late | 75.0 ± 35.4 |") and lines[6].endswith("| 1 of 2 | 1.5 | 99.0 | 1,500 | – |")
+
+
+def test_the_translation_runs_with_edits_and_on_pairs(tiny, monkeypatch, capsys):
+    edits = {"BATCH_SIZE": 100} | translation.complements()
+    rows = {name: translation.ROWS[name] for name in ("default constants", "trained on true pairs")}
+    rows["default constants"] = (cyclegan_colors, common.seeds({}, 0))
+    monkeypatch.setattr(translation, "ROWS", rows | {"fast, palettes": (cyclegan_colors, {7: edits})})
+    for name, value in {"EPOCHS": 1, "IMAGES_PER_EPOCH": 2000, "BATCH_SIZE": 10}.items():
+        monkeypatch.setattr(pairs, name, value)
+    translation.main()
+    assert capsys.readouterr().out.count("\nRunning ") == 3
+    written = read(tiny / "runs/translation/fast_palettes/7.json")["constants"]
+    assert written["DOMAIN_B"][0] == "#00ffff" and written["BATCH_SIZE"] == 100
+    assert data.DOMAIN_B[0] == "darkorange" and cyclegan_colors.BATCH_SIZE == 120
+    content = read(tiny / "runs/translation/trained-on-true-pairs/0.json")
+    for way in translation.DIRECTIONS:  # a few updates get nearer to the colours than the image as it is
+        assert content["results"][f"{way}_psnr"] > content["results"][f"identity_{way}_psnr"] + 3
+    assert content["history"][-1]["step"] == 200 and content["code"]["fingerprint"]
+    translation.main()
+    assert "\nRunning " not in capsys.readouterr().out
+    assert "| trained on true pairs |" in (tiny / "tables/translation.md").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ the others
+
+
+def test_fashion_by_class():
+    content = {"results": results(exact=0.5) | {"test_loss": 250.0}}
+    blocks = fashion.tables({"control": [content], "translation": [content]}).split("\n\n")
+    assert [len(block.splitlines()) for block in blocks] == [3, 13] and "| control | 250.0 |" in blocks[0]
+    assert "\n| Ankle boot | 100.0 | 100.0 | 100.0 | 100.0 | 99.0 | 99.0 | 99.0 |\n| all | 50.0 | 50.0 |" in blocks[1]
+    assert data.DATASET == "MNIST" and "class kept, %" in fashion.COLUMNS
+
+
+def test_the_ingredients(tiny, monkeypatch):
+    monkeypatch.setattr(ingredients, "SEEDS", (0, 1))
+    short = {"EPOCHS": 1, "START_EPOCHS": 1}
+    rows = {ingredients.ALL: (vae_control, common.seeds(short, 0, 1, 2))}
+    same = {"deformed_copies": ingredients.in_the_same_hue}
+    monkeypatch.setattr(ingredients, "ROWS", rows | {"same hue": (vae_control, common.seeds(short | same, 0))})
+    ingredients.main()
+    lines = (tiny / "tables/ingredients.md").read_text(encoding="utf-8").splitlines()
+    assert [line.split(" | ")[-1] for line in lines[2:]] == ["3 |", "2 |", "1 |"]
+    assert vae_control.deformed_copies is ingredients.deformed
+
+
+def test_copies_in_the_same_hue(test_set):
+    index = torch.tensor([5, 9, 2])
+    copies = ingredients.in_the_same_hue(test_set, index, 0.7)
+    assert metrics.hue_distance(metrics.hue_of(copies), test_set.hues[index]).max() < 1
+
+
+def test_the_first_epochs_with_both_kinds_of_biases(tiny, monkeypatch):
+    rows = {row: (vae_continuous, common.seeds({"SEED": 20}, 20)) for row in list(first_bias.ROWS)[:2]}
+    monkeypatch.setattr(first_bias, "ROWS", rows)
+    first_bias.main()
+    own, grey = (tiny / "tables/first_bias.md").read_text().splitlines()[2:]
+    assert float(grey.split("|")[2]) < 700 < float(own.split("|")[2])  # after four steps

@@ -1,68 +1,74 @@
-"""Killed again and again, a run ends with the weights of an undisturbed one. Slow: `python -m pytest -m slow -n 0`."""
+"""Killed again and again, a run ends with the weights of an undisturbed one. The long ones: `pytest -m slow -n 0`."""
 
 import json
-import random
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import runs
 
-ROOT = Path(runs.__file__).parent
-KILLS = 20
-RUN = """
-import sys
+CODE = """
+import os, random, signal, sys, time
 from pathlib import Path
+import torch
+import data, metrics
 import {script} as script
-import data
-load = data.load
-data.load = lambda train: tuple(part[: 2000 if train else 500] for part in load(train))
-script.OUTPUT_DIR, script.EPOCHS, script.DEVICE = Path(sys.argv[1]), {epochs}, "cpu"
-if hasattr(script, "IMAGES_PER_EPOCH"):
-    script.IMAGES_PER_EPOCH = 200
-script.main()
+
+torch.set_num_threads(1)  # fork() and OpenMP's threads do not go together
+few = {{train: tuple(part[: 480 if train else 100] for part in data.load(train)) for train in (True, False)}}
+data.load = few.__getitem__
+script.EPOCHS, script.DEVICE, script.figures, script.IMAGES_PER_EPOCH = {epochs}, "cpu", lambda *args: None, 200
+
+
+def start(name):
+    if child := os.fork():
+        return child
+    script.OUTPUT_DIR = Path(sys.argv[1]) / name
+    script.main()
+    sys.exit()
+
+
+def status(child):
+    return os.waitpid(child, 0)[1]
+
+
+begin = time.perf_counter()
+assert status(start("whole")) == 0
+seconds, moments = time.perf_counter() - begin, random.Random({kills})
+for _ in range({kills}):
+    child = start("cut")
+    time.sleep(moments.uniform(0.1, 1.2) * seconds / {share})
+    os.kill(child, signal.SIGKILL)
+    assert status(child) == signal.SIGKILL, "the run ended before it was killed: give it more epochs"
+assert status(start("cut")) == 0
 """
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 @pytest.mark.parametrize(
-    ("script", "epochs"),  # more of them than 20 starts of some seconds can finish
-    [("vae_continuous", 300), ("vae_discrete", 300), ("vae_joint", 300), ("cyclegan_colors", 100)],
+    ("script", "epochs", "kills"),
+    [
+        ("vae_joint", 10, 2),
+        *(
+            pytest.param(script, epochs, 20, marks=pytest.mark.slow)
+            for script, epochs in (("vae_continuous", 60), ("vae_discrete", 60), ("vae_joint", 60))
+        ),
+        pytest.param("cyclegan_colors", 60, 20, marks=pytest.mark.slow),
+    ],
 )
-def test_killed_runs_end_like_undisturbed_ones(script, epochs, tmp_path):
-    def start(name):
-        command = [sys.executable, "-c", RUN.format(script=script, epochs=epochs), str(tmp_path / name)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    whole = start("whole")
-    whole.communicate()
-    assert whole.returncode == 0
-    moments, killed = random.Random(0), 0
-    while True:
-        process = start("cut")
-        try:  # the imports take some seconds, an epoch and the figures less: most kills hit the training or its files
-            out, err = process.communicate(timeout=moments.uniform(3, 6) if killed < KILLS else None)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            killed += 1
-            for path in (tmp_path / "cut").glob("*.json"):
-                json.loads(path.read_text())  # whole, or not there
-            if (checkpoint := tmp_path / "cut" / "checkpoint.pt").exists():
-                torch.load(checkpoint, weights_only=True)
-    assert process.returncode == 0, err
-    assert killed == KILLS, "the run ended before it was killed often enough: give it more epochs"
-    print(f"{script}: killed {killed} times; {[line for line in out.splitlines() if line.startswith('Going on')]}")
-    file = "generators.pt" if script == "cyclegan_colors" else "model.pt"
-    first, second = (runs.load_torch(tmp_path / name / file) for name in ("whole", "cut"))
-    if script == "cyclegan_colors":
-        pairs = [(first[name], second[name]) for name in ("a_to_b", "b_to_a")]
-    else:
-        pairs = [(first["weights"], second["weights"])]
-    assert all(torch.equal(a[name], b[name]) for a, b in pairs for name in a)
-    results = [json.loads((tmp_path / name / "metrics.json").read_text())["results"] for name in ("whole", "cut")]
-    assert results[0] == results[1] and not list((tmp_path / "cut").glob("*.tmp*"))
+def test_killed_runs_end_like_undisturbed_ones(script, epochs, kills, tmp_path):
+    code = CODE.format(script=script, epochs=epochs, kills=kills, share=kills + 1)
+    ended = subprocess.run([sys.executable, "-u", "-c", code, tmp_path], cwd=runs.ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    print(*(line for line in ended.stdout.splitlines() if line.startswith("Going on")), sep="\n")
+    assert "Going on after epoch" in ended.stdout
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    name = "generators.pt" if script == "cyclegan_colors" else "model.pt"
+    first, second = (runs.load_torch(folder / name) for folder in (whole, cut))
+    for part in ("a_to_b", "b_to_a") if script == "cyclegan_colors" else ("weights",):
+        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part] | second[part])
+    results = [json.loads((folder / "metrics.json").read_text())["results"] for folder in (whole, cut)]
+    assert results[0] == results[1] and {path.name for path in whole.iterdir()} == {path.name for path in cut.iterdir()}

@@ -1,31 +1,30 @@
 """The page in a real browser, headless Chromium: drawn on, its knobs turned, its arithmetic compared with torch's."""
 
 import base64
-import colorsys
 import json
 import re
 import shutil
 import webbrowser
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import cyclegan_colors
 import data
-import explore
 import metrics
 import runs
 import vae_control
+from page import explore
 
 NAMES = [3, 7, 1, 0, 9, 2, 8, 5, 4, 4]  # of the categories: two are called 4, none is called 6
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 DESK, PHONE = {"width": 1600, "height": 1000}, {"width": 360, "height": 740}
 
 
-def colored_model() -> nn.Module:
+@pytest.fixture(scope="module")
+def model():
     """Random weights, except that z is a colour wheel: its angle is the hue, its radius the amount of ink."""
     torch.manual_seed(0)
     model = vae_control.ControlVAE(2, 4, 10)
@@ -46,11 +45,6 @@ def colored_model() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def model():
-    return colored_model()
-
-
-@pytest.fixture(scope="module")
 def folders(model, test_set, tmp_path_factory):
     """The folders of two runs: one with this model, one with the tracked generators."""
     vae, translation = tmp_path_factory.mktemp("vae"), tmp_path_factory.mktemp("cyclegan_colors")
@@ -65,13 +59,19 @@ def folders(model, test_set, tmp_path_factory):
     return vae, translation
 
 
+def point_to(patch, place, *folders):
+    """The page is made from these two folders, and put into `place`; no browser is opened."""
+    for script, folder in zip((vae_control, cyclegan_colors), folders, strict=True):
+        patch.setattr(script, "OUTPUT_DIR", folder)
+    patch.setattr(explore, "PAGE", place / "explore.html")
+    patch.setattr(webbrowser, "open", lambda uri: False)
+
+
 @pytest.fixture
 def outputs(folders, tmp_path, monkeypatch):
-    """A copy of the two folders, and a place for the page; no browser is opened."""
-    for script, source, name in zip((vae_control, cyclegan_colors), folders, ("vae", "translation"), strict=True):
-        monkeypatch.setattr(script, "OUTPUT_DIR", Path(shutil.copytree(source, tmp_path / name)))
-    monkeypatch.setattr(explore, "PAGE", tmp_path / "explore.html")
-    monkeypatch.setattr(webbrowser, "open", lambda uri: False)
+    """A copy of the two folders, and a place for the page."""
+    copies = (Path(shutil.copytree(folder, tmp_path / name)) for folder, name in zip(folders, "ab", strict=True))
+    point_to(monkeypatch, tmp_path, *copies)
     return tmp_path
 
 
@@ -79,18 +79,14 @@ def outputs(folders, tmp_path, monkeypatch):
 def made(folders, tmp_path_factory):
     """The page of these models."""
     with pytest.MonkeyPatch.context() as patch:
-        for script, folder in zip((vae_control, cyclegan_colors), folders, strict=True):
-            patch.setattr(script, "OUTPUT_DIR", folder)
-        patch.setattr(explore, "PAGE", tmp_path_factory.mktemp("page") / "explore.html")
-        patch.setattr(webbrowser, "open", lambda uri: False)
+        point_to(patch, tmp_path_factory.mktemp("page"), *folders)
         return explore.main()
 
 
 @pytest.fixture(scope="module")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("no Chromium was found: the page is not tested")
     with api.sync_playwright() as playwright:
@@ -192,8 +188,6 @@ def test_a_drawing_is_scaled_centred_and_read(visit, made):
     center = (ink.sum(1) * (torch.arange(28) + 0.5)).sum() / ink.sum()
     assert 13.5 <= center <= 15.5
     assert page.evaluate("state.read.z") == page.evaluate("state.code.z") != before[0]["z"]
-    assert "Scaled by 1." in page.text_content("#seen-note")
-    assert page.text_content("#reading").startswith("The code: read as ")
     assert not torch.equal(pixels(page, "picture"), before[1])
 
     hue = page.evaluate("hueOf(colored(state.seen.grey, rgbOf(+$('ink').value)))")
@@ -203,17 +197,13 @@ def test_a_drawing_is_scaled_centred_and_read(visit, made):
     assert page.evaluate("$('ink').value") == "359" and abs(hue - 359) > 1
     assert page.evaluate("state.hue") == pytest.approx(359, abs=3)
     page.click("#clear")
-    assert pixels(page, "seen").max() == 0 and "Nothing is drawn" in page.text_content("#seen-note")
+    assert pixels(page, "seen").max() == 0
 
 
 def test_test_images_pass_the_field_unchanged_wherever_they_lie(visit, made, test_set):
     page = visit(made)
-    shown = set()
-    for _ in range(3):
-        page.click("#random")
-        shown.add(page.text_content("#point"))
-        assert torch.equal(pixels(page, "field"), pixels(page, "seen"))
-    assert len(shown) > 1
+    page.click("#random")
+    assert torch.equal(pixels(page, "field"), pixels(page, "seen"))
     moved = """(shift) => { let changed = 0;
         for (let n = 0; n < 200; n++) {
             const grey = Float32Array.from(images.subarray(784 * n, 784 * (n + 1)), (ink) => ink / 255);
@@ -229,13 +219,11 @@ def test_a_digits_button_sets_the_first_variable_alone(visit, made):
     page = visit(made)
     names = page.evaluate("page.digit_of_category")
     for digit in sorted(set(names)):
-        before, picture = page.evaluate("state.code"), pixels(page, "picture")
-        pressed = page.get_attribute(f"#digit{digit}", "aria-pressed")
+        before = page.evaluate("state.code")
         page.click(f"#digit{digit}")
         after = page.evaluate("state.code")
         assert names[after["v"][0]] == digit and after["v"][1:] == before["v"][1:] and after["z"] == before["z"]
         assert page.get_attribute(f"#digit{digit}", "aria-pressed") == "true"
-        assert pressed == "true" or not torch.equal(pixels(page, "picture"), picture)
         assert torch.equal(pixels(page, "picture"), pixels(page, f"digit{digit}-picture"))
     for digit in set(range(10)) - set(names):
         assert page.is_disabled(f"#digit{digit}")
@@ -248,15 +236,10 @@ def test_dragging_the_wheel_turns_hue_and_weight_of_all_ten(visit, made):
     drag(page, "#wheel", [(0.5, 0.4), (0.75, 0.5), (0.5, 0.3)])  # in the end straight up
     assert page.evaluate("state.code.z") == pytest.approx([0, 0.4 * reach], abs=0.02)
     assert page.evaluate("state.hue") == pytest.approx(90, abs=6) and page.evaluate("state.code.v") == v
-    assert page.input_value("#hue") == str(round(page.evaluate("state.hue")))
-    assert float(page.input_value("#weight")) == pytest.approx(page.evaluate("state.weight"), abs=0.006)
     for digit, picture in before.items():
         assert not torch.equal(pixels(page, f"digit{digit}-picture"), picture)
     drag(page, "#wheel", [(0.5, 0.5), (1.5, 0.5)])  # beyond the rim
     assert page.evaluate("state.code.z") == pytest.approx([reach, 0], abs=0.02)
-    here = page.evaluate("state.code.z")
-    page.mouse.move(100, 100)  # moving without pressing does nothing
-    assert page.evaluate("state.code.z") == here
     page.click("#back")
     assert page.evaluate("state.code.z") == page.evaluate("state.read.z")
 
@@ -264,21 +247,17 @@ def test_dragging_the_wheel_turns_hue_and_weight_of_all_ten(visit, made):
 def test_the_knobs_turn_by_keyboard(visit, made):
     page = visit(made)
     hue, weight, v = (page.evaluate(f"state.{name}") for name in ("hue", "weight", "code.v"))
-    for knob, key in (
-        ("#hue", "ArrowLeft"),
-        ("#weight", "ArrowRight"),
-        ("#v3", "ArrowRight" if v[2] < 9 else "ArrowLeft"),
-    ):
+    turns = {"#hue": "ArrowLeft", "#weight": "ArrowRight", "#v3": "ArrowRight" if v[2] < 9 else "ArrowLeft"}
+    for knob, key in turns.items():
         page.focus(knob)
         page.keyboard.press(key)
     settle(page)
     assert page.evaluate("state.hue") == pytest.approx(round(hue) - 1)
     assert page.evaluate("state.weight") == pytest.approx(weight + 0.01, abs=0.0051)
-    expected = [v[0], v[1], v[2] + (1 if v[2] < 9 else -1), v[3]]
-    assert page.evaluate("state.code.v") == expected
-    round_trip = page.evaluate("[0, 77, 199.5, 359].map((hue) => hueAndWeight(pointOf(hue, 1.3)))")
-    assert [place["hue"] for place in round_trip] == pytest.approx([0, 77, 199.5, 359], abs=1e-6)
-    assert [place["weight"] for place in round_trip] == pytest.approx([1.3] * 4)
+    assert page.evaluate("state.code.v") == [v[0], v[1], v[2] + (1 if v[2] < 9 else -1), v[3]]
+    for hue in (0, 77, 199.5, 359):
+        place = page.evaluate("(hue) => hueAndWeight(pointOf(hue, 1.3))", hue)
+        assert (place["hue"], place["weight"]) == pytest.approx((hue, 1.3), abs=1e-6)
     digit = page.evaluate("page.digit_of_category.find((digit, category) => category !== state.code.v[0])")
     page.focus(f"#digit{digit}")
     page.keyboard.press("Enter")
@@ -298,10 +277,7 @@ def test_the_drawing_is_recoloured_there_and_back(visit, made, test_set):
         assert (pixels(page, "in-a") - x[0]).abs().max() < 0.01
         assert (pixels(page, "in-b") - a_to_b(x)[0]).abs().max() < 0.01
         assert (pixels(page, "again") - b_to_a(a_to_b(x))[0]).abs().max() < 0.02  # the rounding of both
-        assert page.text_content("#in-a-note") == f"{digit} is {data.DOMAIN_A[digit]}."
-        assert f"Should be {data.DOMAIN_B[digit]}." in page.text_content("#in-b-note")
-    page.click("#domain7")
-    assert f"nearest to {data.DOMAIN_B[7]}" in page.text_content("#in-b-note")
+        assert data.DOMAIN_B[digit] in page.text_content("#in-b-note")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -328,20 +304,19 @@ def test_a_finger_draws_and_does_not_scroll(visit, made):
 
 
 def test_its_numbers_are_those_of_the_models(visit, made, folders):
-    results = json.loads((folders[0] / "metrics.json").read_text())["results"]
-    translation = json.loads((folders[1] / "metrics.json").read_text())["results"]
-    page = visit(made)
-    for name, share in (results | translation).items():
+    page, (vae, translation) = visit(made), (json.loads((f / "metrics.json").read_text())["results"] for f in folders)
+    for name, share in (vae | translation).items():
         for element in page.locator(f"[data-share={name}]").all():
             assert element.text_content() == f"{100 * share:.1f}%"
     assert page.locator("[data-share]").count() == 4 and page.locator(".fact:visible").count() == 3
     assert "(seed 5)" in page.text_content("#origin") and page.is_hidden("#dataset")
 
 
-def edit(path, **constants):
-    """Changes constants in a metrics.json."""
+def edit(path, part, **values):
+    """Changes constants or results in a metrics.json."""
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"constants": content["constants"] | constants}))
+    content[part] |= values
+    path.write_text(json.dumps(content))
 
 
 def test_another_dataset_names_its_classes(visit, outputs, monkeypatch):
@@ -349,7 +324,7 @@ def test_another_dataset_names_its_classes(visit, outputs, monkeypatch):
     monkeypatch.setattr(data, "load", lambda train: loaded)  # in place of clothes
     monkeypatch.setattr(data, "DATASET", "FashionMNIST")
     for path in outputs.glob("*/metrics.json"):
-        edit(path, DATASET="FashionMNIST")
+        edit(path, "constants", DATASET="FashionMNIST")
     page = visit(explore.main(), PHONE)
     assert page.text_content("#digit9").strip() == "Ankle boot" and "T-shirt/top" in page.text_content("#bars")
     assert "trained on FashionMNIST" in page.text_content("#dataset") and page.is_visible("#dataset")
@@ -358,91 +333,37 @@ def test_another_dataset_names_its_classes(visit, outputs, monkeypatch):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_the_page_is_small_and_the_same_each_time_and_says_where_it_is(made, outputs, capsys, monkeypatch):
+def test_the_page_is_small_and_the_same_each_time_and_needs_nothing_else(made, outputs):
     explore.main()
     text = explore.PAGE.read_text(encoding="utf-8")
     assert text == made.read_text(encoding="utf-8") and explore.PAGE.stat().st_size < 6_000_000
     assert str(explore.TEMPLATE.parent) not in text and str(outputs) not in text and "{{" not in text
     assert not re.findall(r"""(?:src|href)="(?!data:,)|https?:|@import|url\(""", text)  # nothing to be loaded
-    assert f"Wrote {explore.PAGE}" in (said := capsys.readouterr().out) and "No browser was found" in said
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", lambda uri: opened.append(uri) or True)
-    explore.main()
-    assert opened == [explore.PAGE.as_uri()] and "No browser" not in capsys.readouterr().out
-    assert [path.name for path in outputs.iterdir() if path.is_file()] == ["explore.html"]
 
 
 def test_pack_is_a_row_of_bits():
     assert explore.pack(torch.tensor([1, 4095, 0, 16]).numpy(), 12) == "AB//AAAQ"
     layer = explore.pack_layer(torch.tensor([[1.0, -0.5, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([0.25, -1.0]))
     assert layer["scale"][0] == pytest.approx(1 / 2047) and layer["bias"] == [0.25, -1.0]
-    assert layer["weights"] == explore.pack(
-        torch.tensor([4095, 2048, 1024, 2048, 2048, 2048]).numpy(), 12
-    )  # input by input
+    by_input = torch.tensor([4095, 2048, 1024, 2048, 2048, 2048])
+    assert layer["weights"] == explore.pack(by_input.numpy(), 12)
 
 
-def other_sizes(folder):
-    runs.save_model(folder / "vae" / "model.pt", vae_control.ControlVAE(1, 2, 10), 1, 2, 10)
-
-
-FAULTS = {
-    "no numbers": (lambda f: (f / "vae" / "metrics.json").unlink(), r"metrics\.json is not there: run python vae_"),
-    "no model": (lambda f: (f / "vae" / "model.pt").unlink(), r"model\.pt is not there: run the script"),
-    "no generators": (lambda f: (f / "translation" / "generators.pt").unlink(), r"generators\.pt is not there"),
-    "cut numbers": (lambda f: (f / "vae" / "metrics.json").write_text('{"constants": '), "is damaged: run python vae_"),
-    "a list": (
-        lambda f: (f / "translation" / "metrics.json").write_text("[]"),
-        "is damaged: run python cyclegan_colors",
-    ),
-    "cut model": (lambda f: (f / "vae" / "model.pt").write_bytes(b"PK"), r"model\.pt is damaged"),
-    "another file": (
-        lambda f: runs.save_torch(f / "translation" / "generators.pt", {"a_to_b": {}}),
-        "does not hold the two generators",
-    ),
-    "other sizes": (other_sizes, "LATENT_DIM of 1: there is no colour wheel"),
-    "other data": (
-        lambda f: edit(f / "vae" / "metrics.json", DATASET="KMNIST"),
-        "DATASET in data.py is 'MNIST', but .* was made with 'KMNIST': set it back, or run python vae_",
-    ),
-    "other colours": (
-        lambda f: edit(f / "translation" / "metrics.json", DOMAIN_A=["red"] * 10),
-        "DOMAIN_A in data.py is .* run python cyclegan_colors.py again",
-    ),
+FAULTS = {  # the end of the sentence → what is done to the folders
+    r"metrics\.json is missing.*": lambda f: (f / "a" / "metrics.json").unlink(),
+    "LATENT_DIM of 1: .*": lambda f: runs.save_model(f / "a/model.pt", vae_control.ControlVAE(1, 2, 10), 1, 2, 10),
+    "run cyclegan_colors.py again": lambda f: edit(f / "b" / "metrics.json", "constants", DOMAIN_A=["red"] * 10),
+    "run vae_control.py again": lambda f: edit(f / "a" / "metrics.json", "results", category_digits=NAMES[::-1]),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_sentence_and_the_old_page_stays(fault, outputs):
-    damage, sentence = FAULTS[fault]
+@pytest.mark.parametrize("sentence", FAULTS)
+def test_a_fault_is_one_sentence_and_the_old_page_stays(sentence, outputs):
     explore.PAGE.write_text("old")
-    damage(outputs)
-    with pytest.raises(SystemExit, match=sentence) as ended:
-        explore.main()
-    assert "\n" not in str(ended.value) and str(ended.value).endswith(".")
-    assert explore.PAGE.read_text() == "old" and not list(outputs.glob("*.tmp*"))
-
-
-def test_a_full_disk_leaves_the_old_page(outputs, monkeypatch):
-    def write_a_part(path, text, **options):
-        path.write_bytes(text[:1000].encode())
-        raise OSError(28, "No space left on device")
-
-    explore.PAGE.write_text("old")
-    monkeypatch.setattr(Path, "write_text", write_a_part)
-    with pytest.raises(SystemExit, match=r"explore\.html could not be written \(No space left on device\)"):
+    FAULTS[sentence](outputs)
+    with pytest.raises(SystemExit, match=rf"^.*{sentence}\.$"):
         explore.main()
     assert explore.PAGE.read_text() == "old" and not list(outputs.glob("*.tmp*"))
-
-
-@pytest.mark.parametrize("results", [{}, {"category_digits": NAMES[:9]}, {"category_digits": NAMES[::-1]}])
-def test_numbers_of_another_run_are_refused(results, outputs):
-    path = outputs / "vae" / "metrics.json"
-    content = json.loads(path.read_text())
-    path.write_text(
-        json.dumps(content | {"results": results | {"digit_accuracy": content["results"]["digit_accuracy"]}})
-    )
-    with pytest.raises(SystemExit, match="are not of the same run: run python vae_control"):
-        explore.main()
 
 
 # ------------------------------------------------------------------------------------------- the tracked page
@@ -453,52 +374,29 @@ TRACKED = explore.PAGE
 @pytest.fixture
 def tracked():
     """What the tracked page holds."""
-    if not TRACKED.exists():
-        pytest.skip("outputs/explore.html is not there yet")
     before, after = explore.TEMPLATE.read_text(encoding="utf-8").split("{{PAGE}}")
     text = TRACKED.read_text(encoding="utf-8")
-    assert text.startswith(before) and text.endswith(after), "explore_template.html was edited: run python explore.py"
+    assert text.startswith(before) and text.endswith(after), "template.html was edited: run python -m page.explore"
     return json.loads(text[len(before) : -len(after)])
 
 
-def unpack(layer):
-    """The weights of a layer of the page, (inputs, outputs), and its bias."""
-    each_bit = np.unpackbits(np.frombuffer(base64.b64decode(layer["weights"]), np.uint8))
-    numbers = each_bit[: layer["inputs"] * layer["outputs"] * layer["bits"]].reshape(-1, layer["bits"])
-    numbers = torch.tensor(numbers @ (1 << np.arange(layer["bits"])[::-1]) - 2 ** (layer["bits"] - 1))
-    return numbers.view(layer["inputs"], -1) * torch.tensor(layer["scale"]), torch.tensor(layer["bias"])
-
-
-def test_the_tracked_page_reads_test_images_as_its_model_does(visit, tracked, test_set):
-    """1,000 of them through its drawing field; the model is rebuilt from the weights in the page."""
-    n, names = 1000, torch.tensor(tracked["digit_of_category"])
-    hues = test_set.hues[:n].round().int()
+def test_the_tracked_page_reads_test_images(visit, tracked, test_set):
+    """1,000 of them through its drawing field."""
     read = """([packed, hues]) => {
         const images = unpack(packed, 8, 784 * hues.length);
         return hues.map((hue, n) => {
             const field = Float32Array.from(images.subarray(784 * n, 784 * (n + 1)), (ink) => ink / 255);
             return encode(colored(normalize(field).grey, rgbOf(hue))).v[0]; }); }"""
-    found = names[visit(TRACKED).evaluate(read, [explore.pack(test_set.images[:n].numpy(), 8), hues.tolist()])]
-
-    colors = torch.tensor([colorsys.hsv_to_rgb(hue / 360, 1, 1) for hue in hues.tolist()])
-    x = data.colorize(test_set.images[:n], colors).flatten(2).transpose(1, 2).flatten(1)  # pixel by pixel
-    for layer in tracked["networks"]["encoder"]:
-        weights, bias = unpack(layer)
-        x = (x @ weights + bias).relu()
-    weights, bias = unpack(tracked["networks"]["categorical_head"][0])
-    model_right = (names[(x @ weights + bias)[:, : len(names)].argmax(1)] == test_set.digits[:n]).sum()
-    assert (found == test_set.digits[:n]).sum() >= min(970, model_right)
+    arguments = [explore.pack(test_set.images[:1000].numpy(), 8), test_set.hues[:1000].round().int().tolist()]
+    found = torch.tensor(tracked["digit_of_category"])[visit(TRACKED).evaluate(read, arguments)]
+    assert (found == test_set.digits[:1000]).sum() >= 970
 
 
-def test_the_tracked_page_is_small_and_has_the_tracked_numbers(tracked):
+def test_the_tracked_page_has_the_tracked_numbers_and_generators(tracked):
     assert TRACKED.stat().st_size < 6_000_000 and tracked["names"] == data.class_names()
     for script in (vae_control, cyclegan_colors):
-        results = json.loads((script.OUTPUT_DIR / "metrics.json").read_text())["results"]
-        for name in set(results) & set(tracked["shares"]):
-            assert tracked["shares"][name] == results[name]
-
-
-def test_the_tracked_page_has_the_tracked_generators(tracked):
-    generators = runs.load_torch(cyclegan_colors.OUTPUT_DIR / "generators.pt")
-    for name in ("a_to_b", "b_to_a"):
-        assert tracked["networks"][name] == json.loads(json.dumps(explore.generator_layers(generators[name])))
+        results = runs.load_results(script.OUTPUT_DIR / "metrics.json")["results"]
+        assert {name: results.get(name, share) for name, share in tracked["shares"].items()} == tracked["shares"]
+    generators = cyclegan_colors.load_model(cyclegan_colors.OUTPUT_DIR / "generators.pt")
+    for name, generator in zip(("a_to_b", "b_to_a"), generators, strict=True):
+        assert tracked["networks"][name] == json.loads(json.dumps(explore.generator_layers(*generator)))

@@ -1,5 +1,3 @@
-import contextlib
-import copy
 import importlib
 import io
 import json
@@ -9,359 +7,247 @@ import platform
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from conftest import SCRIPTS
 
-import cyclegan_colors
 import data
+import judge
+import metrics
 import runs
-import vae_continuous
-import vae_discrete
 import vae_joint
 
-SCRIPT_DIR = Path(runs.__file__).parent
+CPU = torch.device("cpu")
+ROW = {"epoch": 1, "seconds": 100.0, "loss": 1.5}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("EPOCHS", 0),
-        ("EPOCHS", 2.5),
-        ("EPOCHS", True),
-        ("EPOCHS", None),
-        ("LEARNING_RATE", [0.001]),
-        ("BATCH_SIZE", 0),
-        ("BATCH_SIZE", 401),
-        ("LEARNING_RATE", -0.001),
-        ("LEARNING_RATE", 0),
-        ("LEARNING_RATE", float("nan")),
-        ("LEARNING_RATE", "0.1"),
-        ("LATENT_DIM", 0),
-        ("N_VARIABLES", 0),
-        ("N_CATEGORIES", 0),
-        ("N_CATEGORIES", 1),
-        ("TAU_START", 0),
-        ("TAU_MIN", 0),
-        ("TAU_MIN", 2),
-        ("TAU_DECAY", -1),
-        ("SEED", -1),
-        ("SEED", 2**64),
-        ("BETA", -0.1),
-        ("HARD", 1),
-        ("RESUME", "yes"),
-        ("Z_VARIANCE", 0),
-        ("DEVICE", "gpu"),
-        ("MATMUL_PRECISION", "float32"),
-        ("MATMUL_PRECISION", None),
-        ("DEVICE", "cuda:9"),
-        ("LEARNING_RATE", 10**400),
-        ("LEARNING_RATE", np.float32(0.001)),
-        ("N_VARIABLES", np.int64(3)),
-        ("OUTPUT_DIR", "outputs/mine"),
-    ],
-)
-def test_an_impossible_constant_is_refused_in_one_sentence(name, value, few_images, tmp_path, monkeypatch, capsys):
-    (tmp_path / "metrics.json").write_text("old")
-    monkeypatch.setattr(vae_joint, "OUTPUT_DIR", tmp_path)
-    monkeypatch.setattr(vae_joint, name, value)
-    with pytest.raises(SystemExit, match=f"{name} is .*: it must") as refusal:
-        vae_joint.main()
-    assert "\n" not in refusal.value.code and refusal.value.code.endswith(".")
-    assert (tmp_path / "metrics.json").read_text() == "old"
-    assert "epoch 1" not in capsys.readouterr().out
+def start(folder, **constants):
+    return runs.start(folder, {"__file__": vae_joint.__file__, "RESUME": True} | constants, ())
 
 
-def test_requests_of_the_continuous_model_are_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae_continuous, "OUTPUT_DIR", tmp_path)
-    for requests in ((), ((10, 0),), ((1, 360),), [(1, 2)], (1, 2), ((1, "red"),)):
-        monkeypatch.setattr(vae_continuous, "REQUESTS", requests)
-        with pytest.raises(SystemExit, match="REQUESTS is"):
-            vae_continuous.main()
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_constants_of_data_are_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(cyclegan_colors, "OUTPUT_DIR", tmp_path)
-    monkeypatch.setattr(data, "DOMAIN_A", tuple((np.float32(i / 10), 1, 1) for i in range(10)))
-    with pytest.raises(SystemExit, match=r"DOMAIN_A is .*: it must be made of Python's own numbers"):
-        cyclegan_colors.main()
-    monkeypatch.setattr(data, "TRAIN_COLOR_SEED", -1)
-    with pytest.raises(SystemExit, match="TRAIN_COLOR_SEED is -1: it must"):
-        vae_joint.main()
+# ----------------------------------------------------------------------------------------------- constants
 
 
-@pytest.mark.parametrize("script", [vae_joint, cyclegan_colors])
-def test_any_constant_of_data_can_be_the_deleted_one(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "OUTPUT_DIR", tmp_path)
-    source = Path(data.__file__).read_text(encoding="utf-8")
-    names = re.findall(r"^([A-Z]\w*) = ", source, flags=re.MULTILINE)
-    assert {"DATASET", "DATA_DIR", "TIMEOUT", "SATURATION", "TEST_COLOR_SEED", "DOMAIN_A", "DOMAINS"} <= {*names}
-    for name in names:
-        without = re.sub(f"^{name} = ", "gone = ", source, flags=re.MULTILINE)
-        exec(without, {"__name__": "data", "__file__": data.__file__})  # no constant is made from another
-        with monkeypatch.context() as patch:
-            patch.delattr(data, name)
-            with pytest.raises(SystemExit, match=rf"^{name} is not defined: put .* among the constants of data\.py\.$"):
-                script.main()
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("gone", "new", "sentence"),
-    [
-        ("BETA", None, r"BETA is not defined: put it back among the constants of vae_joint\.py\."),
-        ("TAU_DECAY", None, r"TAU_DECAY is not defined: put it back"),
-        ("EPOCHS", "EPOCH", r"EPOCH is not a constant that vae_joint\.py knows: rename it to EPOCHS, or delete it\."),
-        (None, "MATMUL_PRECISON", r"MATMUL_PRECISON is not .*: rename it to MATMUL_PRECISION, or delete it\."),
-    ],
-)
-def test_a_constant_that_is_deleted_or_misspelt(gone, new, sentence, few_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(vae_joint, "OUTPUT_DIR", tmp_path)
-    if gone:
-        monkeypatch.delattr(vae_joint, gone)
-    if new:
-        monkeypatch.setattr(vae_joint, new, 1, raising=False)
-    with pytest.raises(SystemExit, match=sentence):
-        vae_joint.main()
-
-
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [
-        ("vae_continuous", "MATMUL_PRECISION"),
-        ("vae_discrete", "MATMUL_PRECISION"),
-        ("vae_joint", "MATMUL_PRECISION"),
-        ("vae_control", "PRECISION"),
-        ("cyclegan_colors", "PRECISION"),
-    ],
-)
-def test_a_deleted_constant_that_only_a_run_reads(name, precision, tmp_path, monkeypatch, capsys):
-    script = importlib.import_module(name)
-    monkeypatch.setattr(script, "OUTPUT_DIR", tmp_path)
-    for gone in ("RESUME", "DEVICE", precision):
-        with monkeypatch.context() as patch:
-            patch.delattr(script, gone)
-            with pytest.raises(
-                SystemExit, match=rf"^{gone} is not .*: put it back among the constants of {name}\.py\.$"
-            ):
-                script.main()
-    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
-
-
-def test_every_script_knows_its_constants_and_a_constant_of_your_own(monkeypatch, capsys):
-    for name in ("vae_continuous", "vae_discrete", "vae_joint", "cyclegan_colors", "judge"):
-        script = importlib.import_module(name)
-        monkeypatch.setattr(script, "HIDDEN", 100, raising=False)  # like none that is known
-        runs._check_names(vars(script), name)
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(vae_joint, "CYCLE_WEIGHT", 2.0, raising=False)
-    runs._check_names(vars(vae_joint), "vae_joint.py")
-    assert capsys.readouterr().out == "Warning: nothing in vae_joint.py reads CYCLE_WEIGHT.\n"
-
-
-def test_a_device_that_is_not_there_is_refused():
-    missing = "cuda" if not torch.cuda.is_available() else "mps"
-    with pytest.raises(SystemExit, match=f"DEVICE is '{missing}', which this machine"):
-        runs._device(missing)
-
-
-def test_a_gpu_that_cannot_be_used(monkeypatch, capsys):
-    """Simulated: torch says yes, and the first computation fails, or gives other numbers than it should."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    ones = torch.ones
-
-    def broken(*args, device=None, **options):
-        raise RuntimeError("CUDA error: no kernel image is available\nCompile with `TORCH_USE_CUDA_DSA`")
-
-    for stand_in, why in (
-        (broken, "CUDA error: no kernel image is available"),
-        (lambda *args, device=None, **options: ones(*args).mul(2).requires_grad_(), "it computes wrong numbers"),
+def test_limits():
+    """Each rule's ends, and what is outside; some constant of a script follows each rule."""
+    nan, inf = float("nan"), float("inf")
+    for name, allowed, refused in (
+        ("SEED", (0, 2**63 - 1), (-1, 2**64, 0.5, True)),
+        ("N_CATEGORIES", (2,), (1, 2.0)),
+        ("EPOCHS", (1,), (0, 2.5, True, None, "3")),
+        ("R1_EVERY", (1,), (0,)),
+        ("EMA_DECAY", (0, 0.0, 0.5), (1.0, -0.1, nan)),
+        ("REFINE_FROM", (0, 1, 0.5), (1.5, -0.1)),
+        ("LEARNING_RATE", (1, 0.001), (0, -0.001, nan, inf, "0.1", 10**400, True)),
+        ("CYCLE_WEIGHT", (0, 40.0), (-1.0, inf)),
+        ("HARD", (True, False), (1, "yes")),
     ):
-        monkeypatch.setattr(torch, "ones", stand_in)
-        assert runs._device("auto").type == "cpu"
-        assert capsys.readouterr().out == f"The GPU (cuda) cannot be used ({why}): computing on the CPU.\n"
-        with pytest.raises(SystemExit, match=rf"DEVICE is 'cuda', which cannot be used \({why}\): try 'cpu'"):
-            runs._device("cuda")
-    monkeypatch.setattr(torch, "ones", lambda *args, device=None, **options: ones(*args, **options))
-    assert runs._device("auto").type == "cuda"
+        for value in allowed:
+            runs.check({"OTHER": -1, name: value})
+        for value in refused:
+            with pytest.raises(SystemExit, match=rf"^{name} is [^\n]*: it must [^\n]*\.$"):
+                runs.check({name: value})
+    names = [name for script in [*SCRIPTS, judge] for name in runs.constants(vars(script))]
+    assert all(any(re.fullmatch(pattern, name) for name in names) for pattern, *_ in runs.LIMITS)
 
 
-def test_apples_gpu_is_used_only_where_it_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(runs, "_fault", lambda device: None)
-    assert runs._device("auto").type == "cpu" and "DEVICE = 'mps' uses it" in capsys.readouterr().out
-    assert runs._device("mps").type == "mps"
+@pytest.mark.parametrize("name", ["vae_joint", "cyclegan_colors"])
+def test_a_refused_constant_touches_nothing(name, tmp_path, monkeypatch):
+    script = importlib.import_module(name)
+    monkeypatch.setattr(script, "OUTPUT_DIR", tmp_path / "out")
+    monkeypatch.setattr(script, "EPOCHS", 0)
+    with pytest.raises(SystemExit, match="EPOCHS is 0"):
+        script.main()
+    assert not (tmp_path / "out").exists()
 
 
-def test_packages_that_are_too_old_or_unknown(tmp_path, monkeypatch, capsys):
-    version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.2.2" if name == "torch" else version(name))
-    with pytest.raises(SystemExit, match=r"torch 2\.2\.2 is too old: this needs 2\.6 or newer"):
-        runs.start(tmp_path, {})
-
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    with runs.start(tmp_path, {}):
-        assert "torch unknown" in capsys.readouterr().out
-
-
-def test_the_loss_is_not_finite_for_a_reason_that_can_be_the_reason(tmp_path):
-    def sentence(step, **constants):
-        with pytest.raises(SystemExit) as ended, runs.start(tmp_path, {"LEARNING_RATE": 0.5} | constants) as run:
-            run.check_finite(float("nan"), step)
-        return ended.value.code
-
-    assert sentence(0).endswith("in epoch 1, step 0: no weight had changed yet, so look at the loss itself.")
-    assert sentence(1).endswith("step 1: try a lower LEARNING_RATE.")
-    low = {"TAU_START": 1e-30, "TAU_MIN": 1e-30}
-    assert sentence(0, **low).endswith("try a higher TAU_START or a higher TAU_MIN.")
-    assert sentence(7, BETA=1e30).endswith("try a lower BETA or a lower LEARNING_RATE.")
-
-
-def test_a_gpu_does_not_wait_for_each_loss(tmp_path):
-    with pytest.raises(SystemExit, match="nan in epoch 1, step 3") as ended, runs.start(tmp_path, {}) as run:
-        run.device = torch.device("cuda")  # the tensors stay on the CPU
-        for step in range(runs.CHECK_EVERY - 1):
-            run.check_finite(torch.tensor(float("nan") if step >= 3 else 2.5), step)
-        run.check_finite(torch.tensor(1.0), step)
-    assert "(it was 2.5 before)" in ended.value.code and step == runs.CHECK_EVERY - 2
-    with pytest.raises(SystemExit, match="nan in epoch 1, step 0"), runs.start(tmp_path, {}) as run:
-        run.device = torch.device("cuda")
-        run.check_finite(torch.tensor(float("nan")), 0)
-        run.checkpoint([{"epoch": 1}])
-    assert not (tmp_path / "checkpoint.pt").exists()
-
-
-def test_too_little_memory_is_one_sentence(tmp_path):
-    for size in (10**14, 10**18, (10**18, 256)):
-        with pytest.raises(SystemExit, match=r"The memory of this machine .* is too small"), runs.start(tmp_path, {}):
-            torch.empty(size, dtype=torch.uint8)
-
-
-@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch's newer interface")
-def test_precision_set_by_torchs_newer_interface(tmp_path):
-    code = """
-import torch, runs, pathlib, sys
-for part in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends):
-    part.fp32_precision = "tf32"
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
-    with runs.start(pathlib.Path(sys.argv[1]), {"MATMUL_PRECISION": "medium"}):
-        assert torch.get_float32_matmul_precision() == "medium"
-    assert before == (torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
-"""
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=SCRIPT_DIR, check=True)
-
-
-def test_precision_is_bfloat16_where_the_processor_is_known_to_be_fast(tmp_path, monkeypatch, capsys):
-    cpu = torch.device("cpu")
-    for known, dtype in (({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
-        with runs.start(tmp_path, {"PRECISION": "auto", "DEVICE": "cpu"}) as run, run.autocast():
-            assert str(torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype) == f"torch.{dtype}"
-        assert f"precision {dtype}" in capsys.readouterr().out
-    assert runs.precision("auto", torch.device("cuda")) == torch.float32
-    assert runs.precision("bfloat16", cpu) == torch.bfloat16 and runs.precision("float32", cpu) == torch.float32
-
-
-@pytest.mark.parametrize("name", ["medium", "highest"])
-def test_gradients_of_a_training_step_are_those_in_float64(name, test_set, monkeypatch):
-    """Where "medium" rounds the factors of matrix products, to bfloat16 or TF32, they are close; else equal."""
-    x = torch.full((256, 256), 1 + 2**-12)  # 1, if it is rounded
-    torch.set_float32_matmul_precision(name)
-    rounds = (x @ x)[0, 0].item() == 256
-    assert name == "medium" or not rounds
-    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no noise
-    torch.manual_seed(0)
-    model = vae_continuous.ContinuousVAE(2)
-    x = test_set.colored(slice(120))
-    exact = copy.deepcopy(model).double()
-    sum(vae_continuous.elbo_terms(exact, x.double()).values()).backward()
-    sum(vae_continuous.elbo_terms(model, x).values()).backward()
-    for parameter, other in zip(model.parameters(), exact.parameters(), strict=True):
-        assert (parameter.grad - other.grad).norm() / other.grad.norm() < (0.1 if rounds else 1e-5)
-
-
-def test_constants_are_the_literals_of_script_and_data():
+def test_constants_are_the_literals_of_script_and_data(edited, tmp_path, capsys):
     constants = runs.constants(vars(vae_joint))
     assert constants["N_CATEGORIES"] == 20 and constants["DATASET"] == "MNIST"
-    assert "OUTPUT_DIR" not in constants and "F" not in constants
+    assert not constants.keys() & {"OUTPUT_DIR", "F", "DOMAIN_A"}
     json.dumps(constants)
+    module = edited("vae_joint", ("BETA = 1.0", "BETA = 1.0\nHIDDEN = 100"))
+    with runs.start(tmp_path, vars(module)):
+        assert re.findall("Warning: (.*)", capsys.readouterr().out) == ["nothing reads HIDDEN."]
 
 
-def test_atomic_write_leaves_the_old_one_when_it_fails(tmp_path):
-    path = tmp_path / "file"
-    with runs.atomic_write(path) as temporary:
-        temporary.write_text("old")
-    with pytest.raises(SystemExit, match=f"{path} could not be written"), runs.atomic_write(path) as temporary:
-        temporary.write_text("half of the n")
-        raise OSError(28, "No space left on device")
-    with pytest.raises(ZeroDivisionError), runs.atomic_write(path) as temporary:
-        temporary.write_text("half of the n")
-        raise ZeroDivisionError
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+def test_images_of_another_kind_are_refused_before_training(few_images, tmp_path, monkeypatch, capsys):
+    few = {train: data.load(train) for train in (True, False)}
+    kinds = {"float": lambda x, y: (x / 255, y), "digits": lambda x, y: (x[y < 5], y[y < 5])}
+    for script in [*SCRIPTS, judge]:
+        for word, change in kinds.items():
+            with monkeypatch.context() as patch, pytest.raises(SystemExit, match=rf"^data\.load [^\n]*{word}[^\n]*\.$"):
+                patch.setattr(data, "load", lambda train, change=change: change(*few[train]))
+                patch.setattr(script, "OUTPUT_DIR", tmp_path)
+                script.main()
+    assert not re.search("epoch +1/|updates", capsys.readouterr().out)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_said_in_one_sentence():
-    with pytest.raises(SystemExit, match="No space left"), runs.atomic_write(Path("/tmp/x")):
-        Path("/dev/full").write_text("x")
+# ----------------------------------------------------------------------------------------------- the shell
 
 
-def test_the_first_epoch_of_which_the_code_carries_nothing_gives_a_warning(tmp_path, capsys):
-    warned = []
-    with runs.start(tmp_path, {"EPOCHS": 6}) as run:
-        history = []
-        for epoch, share in enumerate((0.5, 0.01, -0.1, 0.5, 0.0, 0.5), 1):
-            losses = {f"{part}_{name}": 1.0 for part in ("train", "test") for name in ("reconstruction", "kl_z")}
-            history.append({"epoch": epoch, "seconds": epoch, "explained_variance": share, **losses})
-            run.print_epoch(history, {"train": 0.0, "test": 0.0})
-            if "Warning: the code carries almost nothing" in capsys.readouterr().out:
-                warned.append(epoch)
-        for row in history:
-            del row["explained_variance"]  # as in the checkpoint of an older version
-        run.print_epoch(history, {"train": 0.0, "test": 0.0})
-    assert warned == [2, 5]
+@pytest.fixture
+def shell(monkeypatch):
+    """shell(*arguments) → a run of vae_joint.py from a shell: its status."""
+    script = types.ModuleType("__main__", vae_joint.__doc__)
+    script.__file__ = vae_joint.__file__
+    monkeypatch.setitem(sys.modules, "__main__", script)
+
+    def command(*arguments, main, rows=()):
+        monkeypatch.setattr(sys, "argv", ["vae_joint.py", *arguments])
+        monkeypatch.chdir(runs.ROOT)
+        try:
+            runs.command(main, rows)
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return command
 
 
-def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
-    hold = f"import runs, pathlib; run = runs.start(pathlib.Path({str(tmp_path)!r}), {{}}); print('held', flush=True)"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", f"{hold}; input()"],
-        cwd=SCRIPT_DIR,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert "held\n" in iter(holder.stdout.readline, "")
-    with pytest.raises(SystemExit, match="Another run is writing to"):
-        runs.start(tmp_path, {})
-    holder.kill()  # the lock goes with the process, however it ends
-    holder.wait()
-    with runs.start(tmp_path, {}), pytest.raises(SystemExit, match="Another run is writing to"):
-        runs.start(tmp_path, {})
+def test_arguments(shell, capsys):
+    called = []
+    assert shell("--help", main=called.append) == 0 and vae_joint.__doc__.strip() in capsys.readouterr().out
+    assert shell("--epochs=3", main=called.append) == shell("x", main=called.append) == 2
+    assert not called and "x" in capsys.readouterr().err
+    assert shell("b", main=called.append, rows=("a", "b")) == 0 and called == ["b"]
+    assert shell("c", main=called.append, rows=("a", "b")) == 2
+    assert shell(main=lambda: called.append("all")) == 0 and called == ["b", "all"]
 
 
-@pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
-def test_a_run_that_ends_frees_its_folder_and_restores_torchs_settings(error, tmp_path):
-    torch.set_float32_matmul_precision("high")
-    with contextlib.suppress(ZeroDivisionError, SystemExit), runs.start(tmp_path, {"MATMUL_PRECISION": "medium"}):
-        assert torch.get_float32_matmul_precision() == "medium"
-        if error:
-            raise error
-    assert torch.get_float32_matmul_precision() == "high"
-    other = f"import runs, pathlib; runs.start(pathlib.Path({str(tmp_path)!r}), {{}})"
-    subprocess.run([sys.executable, "-c", other], cwd=SCRIPT_DIR, check=True, stdout=subprocess.DEVNULL)
+def test_an_interrupt_ends_with_one_line(shell, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert shell(main=interrupted) == 130
+    assert capsys.readouterr().err.strip().count("\n") == 0
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SystemExit, match="cannot be written"):
-        runs.start(tmp_path / "file" / "outputs", {})
+def test_a_script_pasted_into_a_notebook(few_images, tmp_path, monkeypatch):
+    """Its cells have no __file__, the arguments are the kernel's, and the output can be written to, not more."""
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    source = (Path(vae_joint.__file__)).read_text(encoding="utf-8").replace("EPOCHS = 30", "EPOCHS = 1")
+    exec(source.replace("figures(averaged", "id(0) #"), {"__name__": "__main__", "MINE": 1})
+    written = json.loads((tmp_path / "outputs" / "vae_joint" / "metrics.json").read_text())
+    assert written["code"] | {"judge": 0} == {"script": None, "fingerprint": None, "judge": 0, "images": 400}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_a_script_whose_standard_error_is_closed(edited, tmp_path):
+    """A process of its own, as people start it."""
+    few = ("images[16:].view(-1, 28, 28), digits[8:]", "images[16 : 16 + 784 * 300].view(-1, 28, 28), digits[8:308]")
+    edited("data", few, ("Path(__file__).parent", f"Path({str(runs.ROOT)!r})"))
+    out = ("OUTPUT_DIR = ", f"OUTPUT_DIR = runs.Path({str(tmp_path / 'out')!r})  # ")
+    path = edited("vae_joint", ("EPOCHS = 30", "EPOCHS = 1"), ("figures(averaged", "id(0) #"), out).__file__
+    variables = os.environ | {"PYTHONPATH": str(runs.ROOT)}
+    command = ["sh", "-c", f"{sys.executable} {path} 2>&-"]
+    ended = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert ended.returncode == 0 and "epoch 1/1" in ended.stdout and (tmp_path / "out" / "metrics.json").exists()
+
+
+# ----------------------------------------------------------------------------------------- the fingerprint
+
+
+def test_the_fingerprint_follows_what_trains(edited):
+    def of(edit, file="vae_joint"):
+        edited("data", *[edit] * (file == "data"))
+        return runs.fingerprint(Path(edited("vae_joint", *[edit] * (file != "data")).__file__))
+
+    usual = of(("", ""))
+    for edit in (
+        ("# Training.", "# The training."),
+        ('"""Images (B, 3, 28, 28) → mu', '"""Pictures → mu'),
+        ("\nBETA = 1.0", "\nBETA = 2.0\nOTHER = (1, 2)"),
+        ("run.end_training()", "print('scoring')\n        run.end_training()"),
+        ("radius = codes", "radius = 2 * codes"),  # in figures()
+    ):
+        assert of(edit) == usual, edit
+    for edit in (("is damaged or not", "is not"), ("\nSATURATION = (1.0", "\nSATURATION = (0.5")):
+        assert of(edit, "data") == usual, edit
+    edits = [
+        ("nn.ReLU()", "nn.Tanh()"),
+        ("+ BETA * (", "- BETA * ("),
+        ("step % 10", "step % 5"),
+        ("logvar.exp() - 1", "logvar.exp()"),
+        ("nn.init.constant_", "nn.init.zeros_"),
+    ]
+    others = [*(of(edit) for edit in edits), of(("/ 255) * colors", "/ 256) * colors"), "data")]
+    assert len({usual, *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    "lines", ["from vae_joint import JointVAE as {0}", "import vae_joint\n{0} = vae_joint.JointVAE"]
+)
+def test_the_fingerprint_follows_an_imported_network(lines, edited):
+    found = []
+    for edit in (("nn.ReLU()", "nn.ReLU()"), ("nn.ReLU()", "nn.Tanh()")):
+        path = Path(edited("vae_joint", edit).__file__).with_name("mine.py")
+        path.write_text(f"{lines.format('JointVAE')}\ndef main():\n    with run:\n        JointVAE(2, 3, 4)\n")
+        found.append(runs.fingerprint(path))
+    assert found[0] != found[1]
+
+
+OTHER_PYTHON = """
+import ast, hashlib, sys
+from pathlib import Path
+from typing import Any
+source = Path(sys.argv[1]).read_text(encoding="utf-8")
+for node in ast.parse(source).body:
+    names = [getattr(node, "name", ""), *(getattr(target, "id", "") for target in getattr(node, "targets", []))]
+    if {"fingerprint", "_plain", "NOT_TRAINING"} & {*names}:
+        exec(ast.get_source_segment(source, node))
+print(*(fingerprint(Path(path)) for path in sys.argv[2:]))
+"""
+
+
+def test_the_fingerprint_is_the_same_in_every_python():
+    pythons = sorted(Path.home().glob(".pyenv/versions/3.1?.*/bin/python"))
+    if not pythons:
+        pytest.skip("no other Python is here")
+    paths = [script.__file__ for script in SCRIPTS]
+    here = [runs.fingerprint(Path(path)) for path in paths]
+    for python in pythons:
+        command = [str(python), "-I", "-c", OTHER_PYTHON, runs.__file__, *paths]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        assert found.split() == here, python
+
+
+# --------------------------------------------------------------------------------------- a run that goes on
+
+
+def test_an_interrupted_run_goes_on_unless_what_trains_was_edited(edited, few_images, tmp_path, monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    def log(*edits, **constants):
+        script = edited("vae_joint", *edits)
+        vars(script).update({"EPOCHS": 2} | constants)
+        with pytest.raises(KeyboardInterrupt):
+            script.main()
+        return capsys.readouterr().out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "print_epoch", interrupt)  # after the first checkpoint
+        log()
+    monkeypatch.setattr(metrics, "epoch_row", interrupt)  # before the next
+    before = files_of(tmp_path / "out")
+    assert "Going on after epoch 1" in log() and "Going on" in log(Z_VARIANCE=2.0, RESUME=True)
+    for edit in (("nn.ReLU()", "nn.Tanh()"), ("+ BETA * (", "- BETA * (")):
+        assert re.search("afresh.* code that trains", log(edit))
+    assert re.search("afresh.* SEED", log(SEED=1))
+    few_images(350, 300)
+    assert re.search("afresh.* images", log())
+    assert files_of(tmp_path / "out") == before
 
 
 class Malicious:
@@ -369,180 +255,163 @@ class Malicious:
         return (print, ("code in the file was run",))
 
 
-def test_load_model_refuses_what_it_did_not_write(tmp_path, capsys):
-    path = tmp_path / "model.pt"
-    with pytest.raises(SystemExit, match="is not there"):
-        vae_joint.load_model(path)
-    runs.save_model(path, vae_discrete.DiscreteVAE(3, 20), 3, 20)
-    with pytest.raises(SystemExit, match="does not hold a JointVAE"):
-        vae_joint.load_model(path)
-    path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(SystemExit, match="is damaged"):
-        vae_discrete.load_model(path)
-    path.write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(SystemExit, match="is damaged"):
-        vae_discrete.load_model(path)
-    torch.save({"class": "DiscreteVAE", "sizes": [2, 2], "weights": {}, "x": Malicious()}, path)
-    with pytest.raises(SystemExit, match="is damaged"):
-        vae_discrete.load_model(path)
-    runs.save_torch(path, {"class": "DiscreteVAE", "sizes": [2, 2], "weights": {}})
-    with pytest.raises(SystemExit, match="of other sizes or version"):
-        vae_discrete.load_model(path)
-    assert "code in the file was run" not in capsys.readouterr().out
-
-
-def test_resume(tmp_path, capsys):
-    constants = {"EPOCHS": 3, "RANGE": (1, 2), "RESUME": True}
-    row = {"epoch": 1, "seconds": 100.0}
-
-    def resume(model, **edits):
-        with runs.start(tmp_path, constants | edits) as run:
+def test_resume(tmp_path, capsys, monkeypatch):
+    def resume(model, **constants):
+        with start(tmp_path, **constants) as run:
             return run.resume(model=model), run.seconds()
 
-    model = torch.nn.Linear(2, 2)
+    model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     assert resume(model)[0] == []
-    with runs.start(tmp_path, constants) as run:
+    with start(tmp_path, RANGE=(1, 2)) as run:
         run.resume(model=model)
-        run.checkpoint([row])
+        run.checkpoint([ROW])
     expected = torch.rand(3)
-    other = torch.nn.Linear(2, 2)
-    history, seconds = resume(other)
-    assert history == [row] and 100 <= seconds < 200
+    history, seconds = resume(other, RANGE=(1, 2))
+    assert history == [ROW] and 100 <= seconds < 200
     assert torch.equal(other.weight, model.weight) and torch.equal(torch.rand(3), expected)
-    assert resume(other, RESUME=False)[0] == []
-    with runs.start(tmp_path, constants | {"RESUME": False}) as run:
-        run.checkpoint([row])
-    with pytest.raises(SystemExit, match="is not a checkpoint of this script"):  # it has no model
-        resume(other)
-    with runs.start(tmp_path, constants | {"RESUME": False}) as run:
-        run.resume(model=model)
-        run.checkpoint([row])
-    assert resume(other)[0] == [row]  # RESUME decides no number
-    assert resume(other, RANGE=(1, 3))[0] == []
-    assert "Starting afresh: RANGE was [1, 2] in the unfinished run, and is [1, 3]." in capsys.readouterr().out
+    assert "may differ" not in capsys.readouterr().out
+    assert resume(other, RANGE=(1, 2), RESUME=False)[0] == []
+    assert resume(other, RANGE=(1, 3))[0] == resume(other, RANGE=(1, 2), NEW=1)[0] == resume(other)[0] == []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert resume(other, RANGE=(1, 2))[0] == [ROW] and re.search("threads .*may differ", capsys.readouterr().out)
     with pytest.raises(SystemExit, match="is not a checkpoint of this script"):
-        resume(torch.nn.Linear(3, 3))
-    for content in (b"half", pickle.dumps(Malicious())):
+        resume(torch.nn.Linear(3, 3), RANGE=(1, 2))
+    for content in (b"half", pickle.dumps(Malicious(), 2)):
         (tmp_path / "checkpoint.pt").write_bytes(content)
         with pytest.raises(SystemExit, match="is damaged"):
             resume(other)
         assert (tmp_path / "checkpoint.pt").read_bytes() == content
+    for content in ({}, [1], {"code": None}):
+        runs.save_torch(tmp_path / "checkpoint.pt", content)
+        with pytest.raises(SystemExit, match="is not a checkpoint of this script"):
+            resume(other)
     assert "code in the file was run" not in capsys.readouterr().out
 
 
-def test_what_decides_whether_a_run_goes_on(tmp_path, monkeypatch, capsys):
-    constants = {"EPOCHS": 3, "SEED": 0, "STEP": 0.1, "RESUME": True, "DEVICE": "cpu"}
-    model = torch.nn.Linear(2, 2)
-    history = [{"epoch": epoch, "seconds": float(epoch)} for epoch in (1, 2, 3)]
-
-    def resume(schedule=(), **edits):
-        with runs.start(tmp_path, constants | edits, schedule=schedule) as run:
-            return len(run.resume(model=model)), capsys.readouterr().out
-
-    def save(epochs, finish=False, **edits):
-        with runs.start(tmp_path, constants | edits) as run:
-            run.resume(model=model)
-            run.checkpoint(history[:epochs])
-            if finish:
-                run.finish({"score": 1.0}, history[:epochs])
-
-    save(2)  # stopped: what only figures depend on does not matter, nor does the length
-    assert resume(STEP=0.2)[0] == resume(DEVICE="auto")[0] == resume(EPOCHS=2)[0] == resume(EPOCHS=9)[0] == 2
-    assert resume(EPOCHS=1)[0] == 0 and resume(SEED=1)[0] == 0
-    n, out = resume(("EPOCHS",), EPOCHS=9)
-    assert n == 0 and "EPOCHS, which the schedule depends on, was 3 in the unfinished run, and is 9." in out
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    n, out = resume()
-    assert n == 2 and re.search(r"Not what it was: threads \d+ → 77\. The numbers may differ from those of a run", out)
-
-    save(3, finish=True)  # finished
-    assert {path.name for path in tmp_path.glob("*.pt")} == {"finished.pt"}
-    assert resume()[0] == resume(EPOCHS=2)[0] == resume(EPOCHS=9, SEED=1)[0] == 0
-    assert resume(EPOCHS=9, STEP=0.2)[0] == 3
-    assert "afresh" not in resume(SEED=1)[1]  # a longer run was not asked for
-    assert "Starting afresh: SEED was 0 in the finished run, and is 1." in resume(EPOCHS=9, SEED=1)[1]
-    assert "Starting afresh: NEW was not there in the finished run, and is 1." in resume(EPOCHS=9, NEW=1)[1]
-    monkeypatch.delitem(constants, "SEED")
-    assert "Starting afresh: SEED was 0 in the finished run, and is gone." in resume(EPOCHS=9)[1]
-    monkeypatch.setitem(constants, "SEED", 0)
-    save(1, SEED=1)  # another one, stopped: both can go on
-    assert resume(EPOCHS=9)[0] == 3 and resume(SEED=1)[0] == 1
-    for path in tmp_path.glob("*.pt"):
-        path.unlink()
-    assert "of 3 epochs cannot go on, because its last state is not kept here." in resume(EPOCHS=4)[1]
-    assert "cannot go on, because the schedule depends on EPOCHS." in resume(("EPOCHS",), EPOCHS=4)[1]
-    assert "afresh" not in resume(EPOCHS=4, SEED=1)[1] + resume()[1]
+def test_a_checkpoint_has_finite_numbers(tmp_path):
+    for bad in (float("nan"), float("inf")):
+        with start(tmp_path) as run:
+            run.resume(model=torch.nn.Linear(2, 2))
+            run.checkpoint([ROW])
+            before = files_of(tmp_path)
+            with pytest.raises(SystemExit, match=rf"^loss [^\n]*{bad}[^\n]*epoch 2[^\n]*\.$"):
+                run.checkpoint([ROW, ROW | {"epoch": 2, "loss": bad}])
+        assert files_of(tmp_path) == before
 
 
-def test_the_homeworks_values_are_the_defaults():
-    common = {"EPOCHS": 30, "BATCH_SIZE": 120, "LEARNING_RATE": 0.001}
-    gaussian = {"LATENT_DIM": 2}
-    categorical = {"N_VARIABLES": 3, "N_CATEGORIES": 20, "HARD": False}
-    tau = {"TAU_START": 1.0, "TAU_DECAY": 0.0003, "TAU_MIN": 0.5}
-    assert (common | gaussian).items() <= runs.constants(vars(vae_continuous)).items()
-    assert (common | categorical | tau).items() <= runs.constants(vars(vae_discrete)).items()
-    joint = common | gaussian | categorical | tau | {"BETA": 1.0, "Z_VARIANCE": 5.0}
-    assert joint.items() <= runs.constants(vars(vae_joint)).items()
+def test_finish(tmp_path, capsys):
+    with start(tmp_path, RANGE=(1, 2)) as run:
+        run.code["images"] = 9
+        run.checkpoint([ROW])
+        assert run.finish({"score": 0.5}, [ROW]) == {"score": 0.5}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", ".lock"}
+    written = runs.load_results(tmp_path / "metrics.json", ["score", "RANGE"])
+    assert written["constants"]["RANGE"] == [1, 2] and written["history"] == [ROW] and written["versions"]["torch"]
+    assert written["code"] == {"script": "vae_joint", "fingerprint": run.code["fingerprint"], "images": 9}
+    assert "0.5000" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="missing, damaged or of another version"):
+        runs.load_results(tmp_path / "metrics.json", ["other"])
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(SystemExit, match="missing, damaged or of another version"), start(tmp_path):
+        pass
+    assert (tmp_path / "metrics.json").read_text() == "{"
 
 
-def test_an_interrupt_ends_with_one_line(tmp_path, capsys):
-    def stopped(seed, *actions):
-        with pytest.raises(SystemExit) as end, runs.start(tmp_path, {"SEED": seed, "RESUME": True}) as run:
-            for action in actions:
-                action(run)
-            capsys.readouterr()
-            raise KeyboardInterrupt
-        assert end.value.code == 130
-        return capsys.readouterr().err
-
-    def save(run):
-        run.checkpoint([{"epoch": 1, "seconds": 1.0}])
-
-    none, some = "no epoch was finished or saved", "the last whole epoch is saved, run again to go on"
-    assert stopped(1) == f"\nStopped: {none}.\n"
-    assert stopped(1, save) == f"\nStopped: {some}.\n"
-    assert stopped(1, runs.Run.resume) == f"\nStopped: {some}.\n"
-    assert stopped(2, runs.Run.resume) == f"\nStopped: {none}.\n"  # another run's
-    assert stopped(1) == f"\nStopped: {none}.\n"  # the one before it has saved
+def test_one_run_at_a_time_writes_to_a_folder_and_leaves_torch_as_it_was(tmp_path):
+    torch.set_float32_matmul_precision("high")
+    for error in (ZeroDivisionError, KeyboardInterrupt):
+        with pytest.raises(error), start(tmp_path, MATMUL_PRECISION="medium") as run:
+            assert torch.get_float32_matmul_precision() == "medium"
+            with pytest.raises(SystemExit, match="Another run is writing to"), start(tmp_path):
+                pass
+            run.end_training()
+            assert torch.get_float32_matmul_precision() == "highest"
+            raise error
+        assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
 
 
-def test_a_log_that_cannot_be_written_or_encoded_ends_nothing(monkeypatch):
-    read, write = os.pipe()
-    with open(write, "w", buffering=1) as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        os.close(read)
-        with runs.lasting_log():
-            print("nobody reads this")
-            print("nor this", flush=True)
-        assert sys.stdout is stream
-    narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
-    monkeypatch.setattr(sys, "stdout", narrow)
-    with runs.lasting_log():
-        print("A → B ± 1", flush=True)
-    assert narrow.buffer.getvalue().decode("cp1252").strip() == "A ? B ± 1"
-    narrow.close()
-    with runs.lasting_log():
-        print("closed")
-
-
-TRAINING = """
-import resource, torch, runs, vae_joint
-runs.keep_freed_memory()
-model = vae_joint.JointVAE(2, 3, 20)
-optimizer = torch.optim.Adam(model.parameters(), 0.001, fused=True)
-x = torch.rand(120, 3, 28, 28)
-for step in range(60):
-    if step == 40:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    optimizer.zero_grad()
-    sum(vae_joint.elbo_terms(model, x, 0.7).values()).backward()
-    optimizer.step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
+def test_precision_is_bfloat16_where_the_processor_is_known_to_be_fast(tmp_path, monkeypatch):
+    for known, dtype in (({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
+        with start(tmp_path, PRECISION="auto", DEVICE="cpu") as run, run.autocast():
+            assert str(torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype) == f"torch.{dtype}"
+        assert run.versions["precision"] == dtype
+    assert runs.precision("auto", torch.device("cuda")) == torch.float32
+    assert runs.precision("bfloat16", CPU) == torch.bfloat16 and runs.precision("float32", CPU) == torch.float32
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")
 def test_training_steps_reuse_their_memory():
-    command = [sys.executable, "-c", TRAINING]
-    ended = subprocess.run(command, cwd=SCRIPT_DIR, check=True, stdout=subprocess.PIPE, text=True)
-    assert int(ended.stdout) < 20 * 300  # pages that twenty steps took from the system; else 1,000 a step and more
+    import resource
+
+    model, x = vae_joint.JointVAE(2, 3, 20), torch.rand(120, 3, 28, 28)
+    optimizer = torch.optim.Adam(model.parameters(), 0.001, fused=True)
+    runs.keep_freed_memory(True)
+    for step in range(20):
+        if step == 15:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        optimizer.zero_grad()
+        sum(vae_joint.elbo_terms(model, x, 0.7).values()).backward()
+        optimizer.step()
+    runs.keep_freed_memory(False)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < 5 * 300  # pages that five steps took from the system; else 1,000 a step and more
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "file"
+    runs.write_text(path, "old →")
+    for error, ends in ((OSError(28, "No space left on device"), SystemExit), (ZeroDivisionError(), ZeroDivisionError)):
+        with pytest.raises(ends) as ended, runs.atomic_write(path) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+        assert path.read_text(encoding="utf-8") == "old →" and os.listdir(tmp_path) == ["file"]
+        assert ends is not SystemExit or re.fullmatch(
+            f"{path} [^\n]*No space left on device[^\n]*\\.", ended.value.code
+        )
+
+
+def test_a_disk_that_refuses(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit, match=r"^[^\n]*out cannot be written: [^\n]*\.$"), start(tmp_path / "file" / "out"):
+        pass
+
+    def refuse(*args, **options):
+        raise OSError(30, "Read-only file system")
+
+    with start(tmp_path) as run:
+        run.resume(model=torch.nn.Linear(2, 2))
+        run.checkpoint([ROW])
+        before = files_of(tmp_path)
+        monkeypatch.setattr(Path, "write_bytes", refuse)
+        with pytest.raises(SystemExit, match=r"checkpoint\.pt [^\n]*Read-only file system[^\n]*\.$"):
+            run.checkpoint([ROW, ROW | {"epoch": 2}])
+    assert files_of(tmp_path) == before
+
+
+def test_load_model_refuses_what_it_did_not_write(tmp_path, capsys):
+    path = tmp_path / "model.pt"
+
+    def refused(words):
+        with pytest.raises(SystemExit, match=rf"^{path} [^\n]*{words}[^\n]*\.$"):
+            runs.load_model(path, vae_joint.JointVAE)
+
+    refused("not there")
+    runs.save_model(path, vae_joint.JointVAE(1, 2, 3), 1, 2, 3)
+    assert not [p for p in runs.load_model(path, vae_joint.JointVAE).parameters() if p.requires_grad]
+    path.write_bytes(path.read_bytes()[:-5000])
+    refused("damaged")
+    for content in (Malicious(), {"class": "JointVAE", "sizes": [1, 2, 3], "weights": {}, "x": Malicious()}):
+        torch.save(content, path)
+        refused("damaged")
+    for content in ({"class": "JointVAE", "sizes": [2, 2, 3], "weights": {}}, {"class": "JointVAE", "sizes": [2]}):
+        runs.save_torch(path, content)
+        refused("other sizes or version")
+    for content in ([1, 2], {"class": "DiscreteVAE"}):
+        runs.save_torch(path, content)
+        refused("not hold a JointVAE")
+    assert "code in the file was run" not in capsys.readouterr().out

@@ -1,20 +1,25 @@
+import contextlib
 import inspect
 import json
 import math
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Categorical, Normal, kl_divergence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import data
 import metrics
+import plots
 import runs
 import vae_continuous
 import vae_discrete
 import vae_joint
 
+CPU = torch.device("cpu")
 MODELS = {
     vae_continuous: lambda: vae_continuous.ContinuousVAE(2),
     vae_discrete: lambda: vae_discrete.DiscreteVAE(3, 20),
@@ -28,72 +33,32 @@ def images(test_set):
     return test_set.colored(slice(60))
 
 
-def terms_of(script, model, x, **options):
-    torch.manual_seed(0)
-    return script.elbo_terms(model, x) if script is vae_continuous else script.elbo_terms(model, x, 0.7, **options)
-
-
 # ------------------------------------------------------------------------------------------------ networks
 
 
-def layers(module):
-    return [
-        (type(m).__name__, *((m.in_features, m.out_features) if isinstance(m, nn.Linear) else ()))
-        for m in module.modules()
-        if not list(m.children())
-    ]
+def sizes(module):
+    return [(m.in_features, m.out_features) if isinstance(m, nn.Linear) else type(m).__name__ for m in module]
 
 
 @SCRIPTS
-def test_layers(script):
-    model = MODELS[script]()
-    assert layers(model.encoder) == [
-        ("Flatten",),
-        ("Linear", 2352, 512),
-        ("ReLU",),
-        ("Linear", 512, 256),
-        ("ReLU",),
-    ]
-    width = {vae_continuous: 2, vae_discrete: 60, vae_joint: 62}[script]
-    assert layers(model.decoder) == [
-        ("Linear", width, 256),
-        ("ReLU",),
-        ("Linear", 256, 512),
-        ("ReLU",),
-        ("Linear", 512, 2352),
-        ("Unflatten",),
-    ]
-    heads = {name: layers(module) for name, module in model.named_children() if name.endswith("head")}
-    gaussian, categorical = {"gaussian_head": [("Linear", 256, 4)]}, {"categorical_head": [("Linear", 256, 60)]}
-    assert (
-        heads
-        == {
-            vae_continuous: gaussian,
-            vae_discrete: categorical,
-            vae_joint: gaussian | categorical,
-        }[script]
-    )
+def test_networks(script, images):
+    torch.manual_seed(0)
+    model, width = MODELS[script](), {vae_continuous: 2, vae_discrete: 60, vae_joint: 62}[script]
+    assert sizes(model.encoder) == ["Flatten", (2352, 512), "ReLU", (512, 256), "ReLU"]
+    assert sizes(model.decoder) == [(width, 256), "ReLU", (256, 512), "ReLU", (512, 2352), "Unflatten"]
+    heads = {name: sizes([head])[0] for name, head in model.named_children() if name.endswith("head")}
+    own = {vae_continuous: {"gaussian_head"}, vae_discrete: {"categorical_head"}}
+    assert heads.keys() == own.get(script, {"gaussian_head", "categorical_head"})
+    assert heads.items() <= {"gaussian_head": (256, 4), "categorical_head": (256, 60)}.items()
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == {vae_continuous: 2_676_020, vae_discrete: 2_705_260, vae_joint: 2_706_800}[script]
 
-
-def test_shapes(images):
-    b = len(images)
-    logits, kl = MODELS[vae_continuous]()(images)
-    assert logits.shape == (b, 3, 28, 28) and kl.shape == (b, 2)
-    logits, log_q = MODELS[vae_discrete]()(images, 1.0)
-    assert logits.shape == (b, 3, 28, 28) and log_q.shape == (b, 3, 20)
-    logits, kl, log_q = MODELS[vae_joint]()(images, 1.0)
-    assert logits.shape == (b, 3, 28, 28) and kl.shape == (b, 2) and log_q.shape == (b, 3, 20)
-
-
-@SCRIPTS
-def test_codes(script, images):
-    torch.manual_seed(0)
-    model = MODELS[script]()
+    logits, *rest = model(images) if script is vae_continuous else model(images, 1.0)
+    assert logits.shape == images.shape
+    assert [part.shape[1:] for part in rest] == [(2,)] * (script is not vae_discrete) + [(3, 20)] * (width > 2)
     code = model.code(images)
-    assert torch.equal(code, model.code(images)) and code.dtype == torch.float32
-    assert sum(columns.stop - columns.start for columns in model.latents.values()) == code.shape[1]
+    assert torch.equal(code, model.code(images)) and code.shape == (60, width) and code.dtype == torch.float32
+    assert sum(columns.stop - columns.start for columns in model.latents.values()) == width
     if script is not vae_discrete:  # the continuous numbers come first and are the posterior means
         assert torch.equal(code[:, :2], model.encode(images)[0])
     for name, columns in model.latents.items():
@@ -105,71 +70,29 @@ def test_codes(script, images):
 
 
 @pytest.mark.parametrize("script", [vae_discrete, vae_joint])
-def test_logits_have_no_activation_and_a_softmax_of_their_own_variable(script, images):
+def test_categories(script, images):
+    """Logits have no activation and a softmax of their own variable. Samples are relaxed or one-hot."""
     torch.manual_seed(0)
-    model = MODELS[script]()
+    model, seen = MODELS[script](), []
     log_q = model.encode(images)
     log_q = log_q if script is vae_discrete else log_q[2]
-    assert torch.allclose(log_q.exp().sum(-1), torch.ones(60, 3))  # over K, not over N·K
     logits = model.categorical_head(model.encoder(images)).view(60, 3, 20)
     assert (logits < 0).any() and torch.allclose(logits.softmax(-1), log_q.exp(), atol=1e-6)
-
-
-@pytest.mark.parametrize("script", [vae_discrete, vae_joint])
-def test_categories_are_sampled_as_relaxed_or_one_hot(script, images):
-    seen = []
-    model = MODELS[script]()
     model.decoder[0].register_forward_pre_hook(lambda module, args: seen.append(args[0][:, -60:].view(-1, 3, 20)))
     for hard in (False, True):
-        terms_of(script, model, images, hard=hard)
+        script.elbo_terms(model, images, 0.7, hard)
+        assert torch.allclose(seen[-1].sum(-1), torch.ones(60, 3)) and seen[-1].min() >= 0
     relaxed, one_hot = seen
-    for sample in seen:
-        assert torch.allclose(sample.sum(-1), torch.ones(60, 3)) and sample.min() >= 0
-    assert (relaxed > 0.01).sum() > 2 * 60 * 3
-    assert set(one_hot.detach().round(decimals=5).unique().tolist()) == {0.0, 1.0}
+    assert (relaxed > 0.01).sum() > 2 * 60 * 3 and one_hot.detach().round(decimals=5).unique().tolist() == [0, 1]
 
 
-# ---------------------------------------------------------------------------------------------------- loss
-
-
-@pytest.mark.parametrize("script", [vae_continuous, vae_joint])
-def test_gaussian_kl(script):
-    mu, logvar = torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(torch.zeros_like(mu), 1))
-    assert torch.allclose(script.gaussian_kl(mu, logvar), expected)
-    assert script.gaussian_kl(torch.zeros(1), torch.zeros(1)) == 0
-
-
-@pytest.mark.parametrize("script", [vae_discrete, vae_joint])
-def test_categorical_kl(script):
-    logits = 3 * torch.randn(50, 3, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = kl_divergence(Categorical(logits=logits), Categorical(logits=torch.zeros_like(logits)))
-    assert torch.allclose(script.categorical_kl(logits.log_softmax(-1)), expected)
-    uniform, certain = torch.zeros(1, 1, 20), 1e4 * torch.eye(20)[None, :1]
-    assert script.categorical_kl(uniform.log_softmax(-1)).item() == pytest.approx(0, abs=1e-6)
-    assert script.categorical_kl(certain.log_softmax(-1)).item() == pytest.approx(math.log(20))
-
-
-@SCRIPTS
-def test_the_terms_are_sums_over_the_batch(script, images, monkeypatch):
-    """The same images twice give each term twice; and each term is what its definition says, on one scale."""
-    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no noise
-    if script is not vae_continuous:
-        monkeypatch.setattr(script.F, "gumbel_softmax", lambda logits, tau, hard: (logits / tau).softmax(-1))
-    torch.manual_seed(0)
-    model = MODELS[script]()
-    x = images
-    once, twice = terms_of(script, model, x), terms_of(script, model, torch.cat([x, x]))
-    halves = [terms_of(script, model, part) for part in x.split(30)]
-    for name, term in once.items():
-        assert torch.allclose(twice[name], 2 * term, rtol=1e-4)
-        assert torch.allclose(halves[0][name] + halves[1][name], term, rtol=1e-4)
-    p = (model(x) if script is vae_continuous else model(x, 0.7))[0].sigmoid()
-    assert torch.allclose(once["reconstruction"], -(x * p.log() + (1 - x) * (1 - p).log()).sum(), rtol=1e-4)
-    kl = model.kl(x).sum(0)
-    parts = {"kl_z": kl[:2], "kl_v": kl[-3:]}
-    for name in once.keys() - {"reconstruction"}:
-        assert torch.allclose(once[name], parts[name].sum(), rtol=1e-4)
+def test_category_grid():
+    model = vae_joint.JointVAE(2, 3, 4)
+    code = torch.cat([torch.tensor([0.5, -1.0]), torch.eye(4)[2], torch.eye(4)[1], torch.eye(4)[3]])
+    grid = vae_joint.category_grid(model, code, "v1", "v3")
+    assert grid.shape == (4, 4, 14)
+    expected = torch.cat([torch.tensor([0.5, -1.0]), torch.eye(4)[0], torch.eye(4)[1], torch.eye(4)[2]])
+    assert torch.equal(grid[0, 2], expected)
 
 
 def test_copied_blocks_are_equal():
@@ -181,13 +104,101 @@ def test_copied_blocks_are_equal():
     assert source(vae_discrete.category_grid) == source(vae_joint.category_grid)
 
 
-def test_category_grid():
-    model = vae_joint.JointVAE(2, 3, 4)
-    code = torch.cat([torch.tensor([0.5, -1.0]), torch.eye(4)[2], torch.eye(4)[1], torch.eye(4)[3]])
-    grid = vae_joint.category_grid(model, code, "v1", "v3")
-    assert grid.shape == (4, 4, 14)
-    expected = torch.cat([torch.tensor([0.5, -1.0]), torch.eye(4)[0], torch.eye(4)[1], torch.eye(4)[2]])
-    assert torch.equal(grid[0, 2], expected)
+# ---------------------------------------------------------------------------------------------------- loss
+
+
+def test_gaussian_kl():
+    mu, logvar = torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(torch.zeros_like(mu), 1))
+    assert torch.allclose(vae_joint.gaussian_kl(mu, logvar), expected)
+    assert vae_joint.gaussian_kl(torch.zeros(1), torch.zeros(1)) == 0
+
+
+def test_categorical_kl():
+    logits = 3 * torch.randn(50, 3, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = kl_divergence(Categorical(logits=logits), Categorical(logits=torch.zeros_like(logits)))
+    assert torch.allclose(vae_joint.categorical_kl(logits.log_softmax(-1)), expected)
+    certain = 1e4 * torch.eye(20)[None, :1]
+    assert vae_joint.categorical_kl(certain.log_softmax(-1)).item() == pytest.approx(math.log(20))
+
+
+@SCRIPTS
+def test_the_terms_are_sums_over_the_batch(script, images, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no noise
+    if script is not vae_continuous:
+        monkeypatch.setattr(script.F, "gumbel_softmax", lambda logits, tau, hard: (logits / tau).softmax(-1))
+    torch.manual_seed(0)
+    model, tau = MODELS[script](), () if script is vae_continuous else (0.7,)
+    once = script.elbo_terms(model, images, *tau)
+    halves = [script.elbo_terms(model, part, *tau) for part in images.split(30)]
+    for name, term in once.items():
+        assert torch.allclose(halves[0][name] + halves[1][name], term, rtol=1e-4)
+    kl = model.kl(images).sum(0)
+    parts = {"reconstruction": once["reconstruction"], "kl_z": kl[:2], "kl_v": kl[-3:]}
+    assert all(torch.allclose(term, parts[name].sum(), rtol=1e-4) for name, term in once.items())
+
+
+FIRST_STEPS = [
+    ("vae_continuous", None),
+    ("vae_discrete", None),
+    ("vae_joint", None),
+    ("vae_joint", ("+ BETA * (", "- BETA * (")),
+    ("vae_joint", ("+ BETA * (", "+ (")),
+    ("vae_joint", (' + terms["kl_v"])', ")")),
+    ("vae_continuous", (' + terms["kl_z"]', "")),
+    ("vae_discrete", (' + terms["kl_v"]', "")),
+    ("vae_continuous", ("logvar.exp() - 1", "-logvar.exp() - 1")),
+    ("vae_discrete", ('reduction="sum"', 'reduction="mean"')),
+]
+
+
+@pytest.mark.parametrize(("name", "mutation"), FIRST_STEPS)
+def test_the_gradient_of_mains_first_step_is_that_of_the_documented_loss(
+    name, mutation, edited, few_images, monkeypatch
+):
+    """-E[log p(x | z, v)] + BETA · (KL(q(z | x) ‖ p(z)) + KL(q(v | x) ‖ p(v))), by torch.distributions."""
+    script = edited(name, *[mutation] * (mutation is not None))
+    script.BETA, script.TAU_START, seen = 3.0, 0.8, {}
+    colored = data.ColoredSet.colored
+
+    def batch(self, index):
+        seen.update(x=colored(self, index), rng=torch.get_rng_state())
+        return seen["x"]
+
+    class Recorder(torch.optim.Adam):
+        def step(self):
+            seen["parameters"] = self.param_groups[0]["params"]
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(data.ColoredSet, "colored", batch)
+    monkeypatch.setattr(torch.optim, "Adam", Recorder)
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+
+    x, model = seen["x"], MODELS[{script.__name__: script for script in MODELS}[name]]()
+    for mine, parameter in zip(model.parameters(), seen["parameters"], strict=True):
+        mine.data.copy_(parameter)
+    torch.set_rng_state(seen["rng"])
+    encoded = model.encode(x)
+    mu, logvar, log_q = {"vae_continuous": (*encoded, None), "vae_discrete": (None, None, encoded)}.get(name, encoded)
+    code, kl = [], 0
+    if mu is not None:
+        q = Normal(mu, logvar.exp().sqrt())
+        code.append(q.mean + q.stddev * torch.randn_like(mu))
+        kl = kl + kl_divergence(q, Normal(0, 1)).sum()
+    if log_q is not None:
+        code.append(F.gumbel_softmax(log_q, 0.8).flatten(1))
+        kl = kl + kl_divergence(Categorical(logits=log_q), Categorical(logits=torch.zeros_like(log_q))).sum()
+    p = model.decode(torch.cat(code, 1))
+    reconstruction = F.binary_cross_entropy(p, x, reduction="sum")
+    loss = reconstruction + (3 if name == "vae_joint" else 1) * kl
+    gradients = zip(torch.autograd.grad(loss, [*model.parameters()]), seen["parameters"], strict=True)
+    off = max(((mine - p.grad).norm() / mine.norm()).item() for mine, p in gradients)
+    assert off < 1e-4 if mutation is None else off > 1e-2
+
+    level = data.mean_level(data.colored_set(train=True, device=CPU)).item()  # pictures start at it
+    entropy = -level * math.log(level) - (1 - level) * math.log(1 - level)
+    assert reconstruction.item() / len(x) == pytest.approx(2352 * entropy, rel=0.05)  # else about 2352 log 2
 
 
 # ----------------------------------------------------------------------------------------------- whole runs
@@ -200,173 +211,188 @@ def run(script, folder, monkeypatch, **constants):
     return script.main()
 
 
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+FIGURES = {
+    vae_continuous: {"plane.png", "latent_map.png", "neighborhoods.png", "circles.gif"},
+    vae_discrete: {"categories.png", "steps.gif"},
+    vae_joint: {"color_wheel.png", "categories.png", "finding.png", "hue_circle.gif"},
+}
+
+
 @SCRIPTS
-def test_main(script, few_images, tmp_path, monkeypatch, capsys):
-    results = run(script, tmp_path / "a", monkeypatch, EPOCHS=2, BATCH_SIZE=64)
-    written = json.loads((tmp_path / "a" / "metrics.json").read_text())
+def test_a_resumed_run_equals_an_uninterrupted_one(script, few_images, tmp_path, monkeypatch, capsys):
+    """In weights and results, to the last bit; whether or not it draws its figures."""
+    precisions = []
+
+    def watched(function):
+        def watch(*args, **options):
+            precisions.append(torch.get_float32_matmul_precision())
+            return function(*args, **options)
+
+        return watch
+
+    monkeypatch.setattr(torch.Tensor, "backward", watched(torch.Tensor.backward))
+    monkeypatch.setattr(metrics, "control_on_demand", watched(metrics.control_on_demand))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    results = run(script, whole, monkeypatch, EPOCHS=2, BATCH_SIZE=64)
+    assert precisions == ["medium"] * 14 + ["highest"]
+    log = capsys.readouterr().out
+    assert "epoch 2/2" in log and "Warning: nothing reads" not in log
+    written = json.loads((whole / "metrics.json").read_text())
     assert written["results"] == results and written["constants"]["BATCH_SIZE"] == 64
+    assert written["code"].items() >= {"script": script.__name__, "images": 400}.items()
     assert results["test_above_floor"] == pytest.approx(results["test_loss"] - results["pixel_entropy"])
-    parts = sum(results[f"test_{name}"] for name in ("reconstruction", "kl_z", "kl_v") if f"test_{name}" in results)
-    assert parts == pytest.approx(results["test_loss"])
+    names = {"test_reconstruction", "test_kl_z", "test_kl_v"} & results.keys()
+    assert sum(results[name] for name in names) == pytest.approx(results["test_loss"])
     for score in ("reconstruction", "demand", "swap"):
         digit, hue, both = (results[f"{score}_{part}"] for part in ("digit", "hue", "both"))
         assert 0 <= both <= min(digit, hue) <= max(digit, hue) <= 1
-    common = {"loss", "reconstructions", "latent_usage", "control_on_demand", "control_by_swap"}
-    own = {
-        vae_continuous: {"plane", "latent_map", "neighborhoods"},
-        vae_discrete: {"categories"},
-        vae_joint: {"color_wheel", "categories", "finding"},
-    }
-    assert {path.stem for path in (tmp_path / "a").glob("*.png")} == common | own[script]
-    moving = {vae_continuous: "circles.gif", vae_discrete: "steps.gif", vae_joint: "hue_circle.gif"}[script]
-    assert (tmp_path / "a" / moving).stat().st_size > 0
-    assert not (tmp_path / "a" / "checkpoint.pt").exists() and not list((tmp_path / "a").glob("*.tmp*"))
-    log = capsys.readouterr().out
-    assert log.startswith("DATASET = 'MNIST'") and "torch" in log and "epoch 2/2" in log
-
+    common = {"loss.png", "reconstructions.png", "latent_usage.png", "control_on_demand.png", "control_by_swap.png"}
+    files = {path.name for path in whole.iterdir()}
+    assert common | FIGURES[script] <= files and not [name for name in files if "checkpoint" in name or "tmp" in name]
     if script is not vae_continuous:  # seven batches an epoch; the temperature goes on where the last epoch left it
-        tau = [row["tau"] for row in written["history"]]
-        assert tau == pytest.approx([math.exp(-0.0003 * 6), math.exp(-0.0003 * 13)])
-        assert results["test_reconstruction"] != results["test_reconstruction_hard"]
-
-    model = script.load_model(tmp_path / "a" / "model.pt")
-    test = data.colored_set(train=False, device=torch.device("cpu"))
-    assert metrics.reconstruction(model, metrics.codes_of(model, test), test).items() <= results.items()
+        assert [row["tau"] for row in written["history"]] == pytest.approx([math.exp(-0.0003 * n) for n in (6, 13)])
 
     monkeypatch.setattr(script, "figures", lambda *args: None)
-    assert run(script, tmp_path / "b", monkeypatch) == results  # to the last bit
-    other = run(script, tmp_path / "c", monkeypatch, SEED=1, TAU_DECAY=1.0, BETA=0.5) if script is vae_joint else None
-    if other:
-        assert other["test_loss"] != results["test_loss"]
-        assert json.loads((tmp_path / "c" / "metrics.json").read_text())["history"][0]["tau"] == 0.5  # TAU_MIN
-        total = other["test_reconstruction"] + other["test_kl_z"] + other["test_kl_v"]  # BETA weighs no result
-        assert other["test_loss"] == pytest.approx(total)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(metrics, "print_epoch", interrupt)
+        run(script, cut, monkeypatch)
+    assert (cut / "checkpoint.pt").exists() and not (cut / "metrics.json").exists()
+    assert run(script, cut, monkeypatch) == results and "Going on after epoch 1" in capsys.readouterr().out
+    first, second = (script.load_model(folder / "model.pt") for folder in (whole, cut))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
-
-@SCRIPTS
-def test_resumed_equals_uninterrupted(script, few_images, no_figures, tmp_path, monkeypatch, capsys):
-    whole = run(script, tmp_path / "whole", monkeypatch, EPOCHS=3)
-    save = runs.Run.checkpoint
-
-    def save_and_die(self, history):
-        save(self, history)
-        if len(history) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(runs.Run, "checkpoint", save_and_die)
-    with pytest.raises(SystemExit, match="130"):
-        run(script, tmp_path / "cut", monkeypatch)
-    assert not (tmp_path / "cut" / "metrics.json").exists()
-    monkeypatch.setattr(runs.Run, "checkpoint", save)
-    capsys.readouterr()
-    assert run(script, tmp_path / "cut", monkeypatch) == whole
-    assert "Going on after epoch 2" in capsys.readouterr().out
-    weights = [script.load_model(tmp_path / name / "model.pt").state_dict() for name in ("whole", "cut")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-@SCRIPTS
-def test_a_finished_run_goes_on_to_more_epochs(script, few_images, no_figures, tmp_path, monkeypatch, capsys):
-    whole = run(script, tmp_path / "whole", monkeypatch, EPOCHS=3)
-    run(script, tmp_path / "longer", monkeypatch, EPOCHS=2)
-    capsys.readouterr()
-    assert run(script, tmp_path / "longer", monkeypatch, EPOCHS=3) == whole  # to the last bit
-    out = capsys.readouterr().out
-    assert "Going on after epoch 2 of the finished run" in out and "epoch 3/3" in out and "epoch 2/3" not in out
-    weights = [script.load_model(tmp_path / name / "model.pt").state_dict() for name in ("whole", "longer")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    run(script, tmp_path / "longer", monkeypatch)  # the same again: trained again, as after an edit of the loss
-    assert "epoch 1/3" in capsys.readouterr().out
-
-
-@SCRIPTS
-@pytest.mark.parametrize("decay", [0.0, 0.25])
-def test_the_average_of_the_weights_is_scored_and_saved(script, decay, few_images, no_figures, tmp_path, monkeypatch):
-    """Updated every tenth step of an epoch and after its last: here at 10, 14, 24, 28, 38 and 42 steps."""
-    weights = []
-
-    def keep(optimizer, *_):
-        weights.append(optimizer.param_groups[0]["params"][0].detach().clone())
-
-    hook = register_optimizer_step_post_hook(keep)
-    try:
-        results = run(script, tmp_path, monkeypatch, EPOCHS=3, BATCH_SIZE=30, EMA_DECAY=decay)
-    finally:
-        hook.remove()
-    average = weights[0]
-    for step, n in ((10, 10), (14, 4), (24, 10), (28, 4), (38, 10), (42, 4)):
-        average = average.lerp(weights[step - 1], max(1 - decay ** (n / 10), 9 * n / (9 * n + step)))
-    model = script.load_model(tmp_path / "model.pt")
-    saved = model.encoder[1].weight
-    assert len(weights) == 42 and torch.equal(saved, weights[-1]) == (decay == 0)
-    assert (saved - average).abs().max() < 0.1 * (saved - weights[-1]).abs().max() + 1e-7
-    test = data.colored_set(train=False, device=torch.device("cpu"))
-    assert metrics.reconstruction(model, metrics.codes_of(model, test), test).items() <= results.items()
-    last = json.loads((tmp_path / "metrics.json").read_text())["history"][-1]
-    assert last["explained_variance"] == pytest.approx(metrics.explained_variance(model, test), abs=1e-6)
-    kl = {name: value for name, value in results.items() if name in ("test_kl_z", "test_kl_v")}  # nothing is sampled
-    assert kl and {name: last[name] for name in kl} == pytest.approx(kl)
-
-
-@SCRIPTS
-def test_pictures_start_at_the_mean_grey_level(script, few_images, no_figures, tmp_path, monkeypatch):
-    run(script, tmp_path, monkeypatch, EPOCHS=1, BATCH_SIZE=400)  # a single step
-    loss = json.loads((tmp_path / "metrics.json").read_text())["history"][0]["train_reconstruction"]
-    mean = data.mean_level(data.colored_set(train=True, device=torch.device("cpu"))).item()
-    entropy = -mean * math.log(mean) - (1 - mean) * math.log(1 - mean)
-    assert loss == pytest.approx(2352 * entropy, rel=0.02)  # with torch's own biases about 2352 log 2
-
-
-@SCRIPTS
-def test_a_code_that_carries_nothing_is_reported_once(script, few_images, no_figures, tmp_path, monkeypatch, capsys):
-    run(script, tmp_path, monkeypatch, EPOCHS=3, LEARNING_RATE=1e-9)
-    log = capsys.readouterr().out
-    assert log.count("Warning: the code carries almost nothing") == 1
-    assert log.index("epoch 1/3") < log.index("Warning: the code") < log.index("epoch 2/3")
+    test = data.colored_set(train=False, device=CPU)  # what was saved is what was scored
+    assert metrics.reconstruction(first, metrics.codes_of(first, test), test).items() <= results.items()
+    pictures = first.decode(first.code(test.colored(slice(2))))  # README's lines
+    plt.close(plt.imshow(pictures[0].permute(1, 2, 0)).figure)
+    assert not first.training
 
 
 @pytest.mark.parametrize(
     ("script", "constants"),
     [
-        (vae_joint, {"LATENT_DIM": 1, "N_VARIABLES": 1, "N_CATEGORIES": 2}),
-        (vae_joint, {"LATENT_DIM": 8, "N_VARIABLES": 5, "N_CATEGORIES": 3, "HARD": True}),
+        (vae_continuous, {"LATENT_DIM": 1, "REQUESTS": ((3.0, 60), (True, 60)), "BATCH_SIZE": 400}),
         (vae_discrete, {"N_VARIABLES": 1, "N_CATEGORIES": 2}),
-        (vae_discrete, {"BATCH_SIZE": 1}),
-        (vae_continuous, {"LATENT_DIM": 1, "MATMUL_PRECISION": "highest"}),
-        (vae_continuous, {"LATENT_DIM": 8, "BATCH_SIZE": 400}),
+        (vae_joint, {"LATENT_DIM": 1, "N_VARIABLES": 1, "N_CATEGORIES": 2, "HARD": True}),
     ],
 )
 def test_unusual_constants_work(script, constants, few_images, tmp_path, monkeypatch):
     run(script, tmp_path, monkeypatch, EPOCHS=1, **constants)
-    assert (tmp_path / "metrics.json").exists() and len(list(tmp_path.glob("*.png"))) >= 6
+    assert FIGURES[script] <= {path.name for path in tmp_path.iterdir()}
 
 
 @SCRIPTS
-def test_a_loss_that_is_not_finite_stops_the_run(script, few_images, tmp_path, monkeypatch):
-    terms = script.elbo_terms
-    monkeypatch.setattr(script, "elbo_terms", lambda model, x, *options: terms(model, x * math.nan, *options))
-    with pytest.raises(SystemExit, match=r"The loss became nan in epoch 1, step 0"):
-        run(script, tmp_path, monkeypatch, EPOCHS=1)
-    assert not (tmp_path / "metrics.json").exists()
+def test_it_learns(script, few_images, tmp_path, monkeypatch, test_set):
+    """In 150 steps. A code that carries nothing gets 302 nats above the floor, pictures of the mean level 480."""
+    few_images(3000, 1000)
+    monkeypatch.setattr(metrics, "print_epoch", interrupt)
+    tau = {"TAU_START": 0.5} if script is not vae_continuous else {}
+    with pytest.raises(KeyboardInterrupt):
+        run(script, tmp_path, monkeypatch, EPOCHS=1, BATCH_SIZE=20, LEARNING_RATE=0.002, **tau)
+    row = runs.load_torch(tmp_path / "checkpoint.pt")["history"][0]
+    kl = row.get("test_kl_z", 0) + row.get("test_kl_v", 0)
+    above_floor = row["test_reconstruction"] + kl - metrics.pixel_entropy(test_set[:1000])
+    assert kl > 1 and above_floor < (310 if script is vae_discrete else 250)
 
 
-@SCRIPTS
-def test_matrix_products_are_as_asked_in_training_and_exact_in_scores(
-    script, few_images, no_figures, tmp_path, monkeypatch
-):
-    seen = []
+@pytest.mark.parametrize(("script", "decay"), [(vae_continuous, 0.25), (vae_discrete, 0.0), (vae_joint, 0.25)])
+def test_the_average_of_the_weights_is_saved_and_scored(script, decay, few_images, tmp_path, monkeypatch):
+    """It moves at every tenth step and after an epoch's last."""
+    weights, scored = [], []
 
-    def watched(function, part):
-        def watch(*args, **options):
-            seen.append((part, torch.get_float32_matmul_precision()))
-            return function(*args, **options)
+    def keep(optimizer, *_):
+        weights.append(optimizer.param_groups[0]["params"][0].detach().clone())
 
-        return watch
+    def stop(model, *args):
+        scored.append(model)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch.Tensor, "backward", watched(torch.Tensor.backward, "training"))
-    for name in ("codes_of", "elbo", "control_on_demand", "reconstruction"):
-        monkeypatch.setattr(metrics, name, watched(getattr(metrics, name), "scores"))
-    for asked in ("medium", "highest"):
-        run(script, tmp_path / asked, monkeypatch, EPOCHS=1, BATCH_SIZE=200, MATMUL_PRECISION=asked)
-        assert set(seen) == {("training", asked), ("scores", "highest")}
-        seen.clear()
+    monkeypatch.setattr(metrics, "evaluate", stop)
+    hook = register_optimizer_step_post_hook(keep)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(script, tmp_path, monkeypatch, EPOCHS=2, BATCH_SIZE=30, EMA_DECAY=decay)
+    finally:
+        hook.remove()
+    average = weights[0]
+    for step in (10, 14, 20, 28):
+        average = average.lerp(weights[step - 1], max(1 - decay, 90 / (90 + step)))
+    saved = script.load_model(tmp_path / "model.pt").state_dict()["encoder.1.weight"]
+    assert len(weights) == 28 and torch.equal(saved, weights[-1]) == (decay == 0)
+    assert (saved - average).abs().max() < 0.1 * (saved - weights[-1]).abs().max() + 1e-7
+    assert torch.equal(scored[0].encoder[1].weight, saved)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(few_images, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"^\w+ is (nan|inf) in epoch 1: .*LEARNING_RATE"):
+        run(vae_joint, tmp_path, monkeypatch, EPOCHS=1, LEARNING_RATE=1e25)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+# ------------------------------------------------------------------------------------- what people do with them
+
+
+def test_one_more_term_is_in_the_log_and_in_the_figure_of_the_loss(edited, few_images, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.update({path.name: figure}))
+    figures, terms = {}, "terms = elbo_terms(model, train.colored(index), tau, HARD)\n"
+    penalty = f'{" " * 16}terms["penalty"] = model.gaussian_head.weight.square().sum()\n'
+    script = edited("vae_joint", (terms, terms + penalty), ("loss = ", 'loss = terms["penalty"] + '))
+    script.EPOCHS = 1
+    script.figures = lambda model, train, test, scores, history: plots.common_figures(
+        script.OUTPUT_DIR, "", scores, history
+    )
+    script.main()
+    assert "penalty" in capsys.readouterr().out
+    labels = [line.get_label() for axes in figures["loss.png"].axes for line in axes.lines]
+    assert [label for label in labels if "penalty" in label] and len(labels) == 7
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(edited, few_images):
+    network = "JointVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)"
+    script = edited("vae_joint", (network, f'torch.compile({network}, backend="eager")'))
+    script.EPOCHS, script.BATCH_SIZE = 1, 200
+    results = script.main()
+    model, test = vae_joint.load_model(script.OUTPUT_DIR / "model.pt"), data.colored_set(train=False, device=CPU)
+    assert metrics.reconstruction(model, metrics.codes_of(model, test), test).items() <= results.items()
+
+
+def test_torchs_own_settings_change_no_result(few_images, no_figures, tmp_path, monkeypatch):
+    usual = run(vae_joint, tmp_path / "usual", monkeypatch, EPOCHS=1)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.no_grad():
+            assert run(vae_joint, tmp_path / "other", monkeypatch) == usual
+        assert torch.get_default_dtype() == torch.float64 and torch.get_default_device().type == "meta"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_folder_of_another_script_is_refused(few_images, no_figures, tmp_path, monkeypatch):
+    """Whether its run has ended or not."""
+    for ended in (False, True):
+        with contextlib.nullcontext() if ended else pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+            if not ended:
+                patch.setattr(metrics, "print_epoch", interrupt)
+            run(vae_joint, tmp_path, monkeypatch, EPOCHS=1)
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(SystemExit, match=r"results of vae_joint\.py: [^.]*OUTPUT_DIR"):
+            run(vae_discrete, tmp_path, monkeypatch, EPOCHS=1)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_homeworks_values_are_the_defaults():
+    joint = {"EPOCHS": 30, "BATCH_SIZE": 120, "LEARNING_RATE": 0.001, "LATENT_DIM": 2, "N_VARIABLES": 3}
+    joint |= {"N_CATEGORIES": 20, "HARD": False, "TAU_START": 1.0, "TAU_DECAY": 0.0003, "TAU_MIN": 0.5, "BETA": 1.0}
+    assert joint.items() <= runs.constants(vars(vae_joint)).items()
+    for script in (vae_continuous, vae_discrete):
+        own = runs.constants(vars(script))
+        assert {name: joint[name] for name in joint.keys() & own.keys()}.items() <= own.items()
