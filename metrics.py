@@ -25,6 +25,8 @@ N_NEIGHBORS = 50  # training codes that decide what a code stands for
 BANDWIDTH = 0.1  # the width of the kernel that weighs them, in the units of the code
 HUE_WIDTH = 10.0  # degrees: how fast a code gets less suitable as its hue is off
 N_HUE_BINS = 12  # for mutual information with the hue
+KNOB_STEPS = {"slant": 10.0, "width": 15.0, "weight": 0.5}  # degrees, %, pixels: how far each knob is moved
+SPECK_LEVEL = 0.2  # share of a picture's brightest ink: connected pixels above it are a part
 N_VALUE_BINS = 20  # equally filled bins of a continuous latent, for mutual information
 NOTHING_EXPLAINED = 0.02  # share of the pixels' variance: a code that explains less gets a warning
 
@@ -55,6 +57,56 @@ def hue_of(images: Tensor) -> Tensor:
 def hue_distance(a: Tensor, b: Tensor) -> Tensor:
     """Degrees between two hues, the shorter way round the wheel, in [0, 180]."""
     return ((a - b + 180) % 360 - 180).abs()
+
+
+def _moments(images: Tensor) -> tuple[Tensor, ...]:
+    """var(x), var(y), cov(x, y) of the ink about its centre of mass, y downwards, pixels²: three (B,)."""
+    ink = images.amax(1)
+    axis, mass = torch.arange(28.0, device=ink.device), ink.sum((1, 2))
+    x, y = (ink.sum(1) @ axis / mass)[:, None, None], (ink.sum(2) @ axis / mass)[:, None, None]
+    dx, dy = axis - x, axis[:, None] - y
+    return tuple((ink * square).sum((1, 2)) / mass for square in (dx * dx, dy * dy, dx * dy))
+
+
+def slant_of(images: Tensor) -> Tensor:
+    """Slant in degrees, (B,), of images (B, C, 28, 28) in [0, 1]: to the right is positive. NaN without ink.
+
+    atan(-cov(x, y) / var(y)), from the second moments of the ink: the shear that would set the digit upright.
+    """
+    _, var_y, cov = _moments(images)
+    return torch.rad2deg(torch.atan(-cov / var_y))
+
+
+def width_of(images: Tensor) -> Tensor:
+    """Width in pixels, (B,), of images (B, C, 28, 28): the standard deviation of x once the slant is taken out."""
+    var_x, var_y, cov = _moments(images)
+    return (var_x - cov.square() / var_y).clamp(min=0).sqrt()
+
+
+def weight_of(images: Tensor) -> Tensor:
+    """Weight in pixels, (B,), of images (B, C, 28, 28): the thickness of the strokes. NaN without ink.
+
+    2 Σ g / Σ |∇g| with the ink g, forward differences and zeros outside: each of a stroke's two edges adds its length.
+    """
+    g = F.pad(images.amax(1), (1, 1, 1, 1))
+    across, down = g[:, :-1, 1:] - g[:, :-1, :-1], g[:, 1:, :-1] - g[:, :-1, :-1]
+    return 2 * g.sum((1, 2)) / torch.hypot(across, down).sum((1, 2))
+
+
+def styles_of(images: Tensor) -> Tensor:
+    """Slant, 100 × the logarithm of the width, and weight, (B, 3): their differences are degrees, % and pixels."""
+    return torch.stack([slant_of(images), 100 * width_of(images).log(), weight_of(images)], 1)
+
+
+def specks_of(images: Tensor) -> Tensor:
+    """Share of the ink, (B,), outside the largest connected part (eight neighbours) of images (B, C, 28, 28)."""
+    ink = images.amax(1)
+    mask = ink > SPECK_LEVEL * ink.amax((1, 2), keepdim=True)
+    ink, labels = (ink * mask).flatten(1), mask * torch.arange(1.0, 785, device=ink.device).view(28, 28)
+    while not torch.equal(labels, spread := F.max_pool2d(labels[:, None], 3, 1, 1)[:, 0] * mask):
+        labels = spread  # each pixel takes the largest label beside it, until a part has one
+    sums = torch.zeros(len(ink), 785, device=ink.device).scatter_add_(1, labels.flatten(1).long(), ink)
+    return (1 - sums.amax(1) / ink.sum(1)).clamp(min=0)
 
 
 def _right(images: Tensor, digits: Tensor, hues: Tensor) -> tuple[Tensor, Tensor]:
@@ -384,7 +436,7 @@ class Evaluation(NamedTuple):
 def evaluate(model: nn.Module, terms_of: Callable, train: data.ColoredSet, test: data.ColoredSet) -> Evaluation:
     """All scores that the VAEs have in common. `terms_of(x, hard)` as in `elbo`."""
     train_codes, test_codes = codes_of(model, train), codes_of(model, test)
-    names = color_latents(model.latents, train_codes, train)
+    names = ["hue"] if "hue" in model.latents else color_latents(model.latents, train_codes, train)
     demand, *demand_pictures = control_on_demand(model, train_codes, train)
     results = {
         **elbo(terms_of, test),
@@ -401,18 +453,19 @@ def evaluate(model: nn.Module, terms_of: Callable, train: data.ColoredSet, test:
     )
 
 
-def control_by_knob(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
-    """Is the first variable the digit, and does setting it draw the digit?
+# --------------------------------------------------------------------------------------------------- knobs
+
+
+def digit_knob(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
+    """Is the digit variable the digit, and does setting it draw the digit?
 
     category_digits: each category's name, the digit most common among the training images in it. digit_accuracy: share
-    of test images whose category has their digit's name. knob_*: every test image's first variable is set to a wanted
-    digit's category (the largest, if there are several), and the colour latents are those of another test image. Right
-    when the judge sees the wanted digit, and the hue is the other image's. A digit without a category is drawn wrong.
-    Digits and pairs are drawn with a fixed seed. category_counts: of test images.
+    of test images whose category has their digit's name; drawings_digit: of data.drawings(), which judge_drawings says
+    of the classifier. knob_*: every test image's digit is set to a random one (its largest category), and its hue to
+    another test image's. Right when the judge sees the wanted digit, and the hue is the other image's. A digit without
+    a category is drawn wrong. Digits and pairs are drawn with a fixed seed. category_counts: of test images.
     """
-    train_codes, test_codes, names = scores.train_codes, scores.test_codes, scores.results["color_latents"]
-    columns = model.latents["v1"]
-    k = columns.stop - columns.start
+    train_codes, test_codes, columns = scores.train_codes, scores.test_codes, model.latents["digit"]
     counts = category_counts(train_codes[:, columns], train.digits)  # (K, 10)
     of_category = counts.argmax(1)  # (K,)
     mine = torch.where(F.one_hot(of_category, 10).bool(), counts, -1)  # counts of the digit that names the category
@@ -424,15 +477,148 @@ def control_by_knob(model: nn.Module, scores: Evaluation, train: data.ColoredSet
     generator = torch.Generator().manual_seed(0)
     partner = torch.randperm(len(test), generator=generator).to(test_codes.device)
     wanted = torch.randint(10, (len(test),), generator=generator).to(test_codes.device)
-    turned = swapped(model.latents, names, test_codes, test_codes[partner])
-    turned[:, columns] = F.one_hot(of_digit[wanted], k).to(turned)
+    turned = swapped(model.latents, ["hue"], test_codes, test_codes[partner])
+    turned[:, columns] = F.one_hot(of_digit[wanted], len(counts)).to(turned)
     digit, hue = _right(_in_batches(model.decode, turned), wanted, test.hues[partner])
+    grey, drawn = (part.to(test_codes.device) for part in data.drawings())
+    drawings = data.colorize(grey, data.random_colors(len(grey), data.TEST_COLOR_SEED).to(grey.device))
+    read = of_category.to(grey.device)[model.code(drawings)[:, columns].argmax(1)]
     return {
         "category_digits": of_category.tolist(),
         "digit_accuracy": in_test.gather(1, of_category[:, None]).sum().item() / len(test),
+        "drawings_digit": (read == drawn).float().mean().item(),
+        "judge_drawings": (digit_of(drawings) == drawn).float().mean().item(),
         **_shares("knob", digit & ~without[wanted], hue),
         "category_counts": in_test.tolist(),
     }
+
+
+def _decoded_styles(model: nn.Module, codes: Tensor) -> Tensor:
+    return _in_batches(lambda part: styles_of(model.decode(part)), codes)
+
+
+def deformed(images: Tensor, knob: str, step: float) -> Tensor:
+    """Images (B, C, 28, 28) themselves with slant (degrees), width (%) or weight (pixels) moved by a step."""
+    slant, none = torch.deg2rad(slant_of(images)), torch.zeros(len(images), device=images.device)
+    moves = {
+        "slant": (slant + math.radians(step)).tan() - slant.tan(),
+        "width": none + math.copysign(math.log1p(abs(step) / 100), step),
+        "weight": none + step,
+    }
+    return data.restyle(images, *(move if name == knob else none for name, move in moves.items()))
+
+
+def style_knobs(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict:
+    """How exactly slant, width and weight follow their knobs, from the codes (n, D) of test images.
+
+    knob_*_error: median |measured - asked| of a move by ± KNOB_STEPS from the image's own value, in degrees, % and
+    pixels; knob_*_gain: median measured / asked. crosstalk: of each knob and each other measure the median |change|, as
+    a share of that measure's standard deviation over test images, less the same for the test images deformed so; the
+    largest of the six.
+    """
+    grey = test.images[:, None] / 255
+    own, before = _in_batches(styles_of, grey), _decoded_styles(model, codes)
+    results, crosstalk = {}, {}
+    for i, (knob, step) in enumerate(KNOB_STEPS.items()):
+        changes, truth, asked = [], [], []
+        for move in (-step, step):
+            changes.append(_decoded_styles(model, model.turned(codes, knob, move)) - before)
+            truth.append(_in_batches(lambda x, m=move, k=knob: styles_of(deformed(x, k, m)), grey) - own)
+            asked.append(math.copysign(100 * math.log1p(step / 100), move) if knob == "width" else move)
+        changes, truth, asked = torch.cat(changes), torch.cat(truth), torch.tensor(asked).repeat_interleave(len(codes))
+        measured, asked = changes[:, i], asked.to(codes)
+        results[f"knob_{knob}_error"] = (measured - asked).abs().nanmedian().item()
+        results[f"knob_{knob}_gain"] = (measured / asked).nanmedian().item()
+        moved, by_itself = (part.abs().nanmedian(0).values / own.std(0) for part in (changes, truth))
+        excess = (moved - by_itself).tolist()
+        crosstalk |= {f"{knob}_{other}": excess[j] for j, other in enumerate(KNOB_STEPS) if j != i}
+    return results | {"crosstalk": max(crosstalk.values()), "crosstalk_pairs": crosstalk}
+
+
+def knobs_kept(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict:
+    """Digit and hue kept, and specks, with each style knob at -2 to 2 standard deviations from its mean: by knob.
+
+    The share of test images whose digit, hue and both are kept in the picture, and the share of its ink in specks.
+    "own": every knob at the image's own value; "image": the specks of the test images themselves.
+    """
+    rows = {"own": codes}
+    for knob in KNOB_STEPS:
+        column = codes[:, model.latents[knob]]
+        for deviations in (-2, -1, 1, 2):
+            rows[f"{knob} {deviations:+d}"] = codes.clone()
+            rows[f"{knob} {deviations:+d}"][:, model.latents[knob]] = column.mean() + deviations * column.std()
+    results = {"image": {"specks": _in_batches(specks_of, test.images[:, None] / 255).mean().item()}}
+    for name, turned in rows.items():
+        pictures = _in_batches(model.decode, turned)
+        shares = {
+            key.removeprefix("_"): value
+            for key, value in _shares("", *_right(pictures, test.digits, test.hues)).items()
+        }
+        results[name] = shares | {"specks": _in_batches(specks_of, pictures).mean().item()}
+    return {"knobs_kept": results}
+
+
+def knob_curves(model: nn.Module, codes: Tensor, n: int = 9) -> dict[str, tuple[str, Tensor, Tensor]]:
+    """For each style knob its unit, n moves from - to + two of KNOB_STEPS, (n,), and what they change, (n, images)."""
+    before, curves = _decoded_styles(model, codes), {}
+    for i, (knob, unit) in enumerate({"slant": "degrees", "width": "%", "weight": "pixels"}.items()):
+        asked = torch.linspace(-2, 2, n) * KNOB_STEPS[knob]
+        moved = [(_decoded_styles(model, model.turned(codes, knob, move)) - before)[:, i] for move in asked.tolist()]
+        moved = torch.stack(moved)
+        curves[knob] = unit, asked, moved.sign() * 100 * (moved.abs() / 100).expm1() if knob == "width" else moved
+    return curves
+
+
+def knob_steps(model: nn.Module, scores: Evaluation, train: data.ColoredSet, code: Tensor, knob: str, n: int) -> dict:
+    """Caption → a code (D,) with one knob set to each digit, to n hues, or moved in n steps from its own value.
+
+    `scores` needs the results of digit_knob.
+    """
+    if knob in KNOB_STEPS:
+        decimals, unit, largest = {"slant": (0, "°", 27), "width": (0, "%", 45), "weight": (1, " px", 0.9)}[knob]
+        steps = torch.linspace(-largest, largest, n).tolist()
+        return {f"{step:+.{decimals}f}{unit}": model.turned(code[None], knob, step)[0] for step in steps}
+    if knob == "digit":
+        names = scores.results["category_digits"]
+        order = sorted(range(len(names)), key=lambda k: names[k])
+        values, captions = (
+            torch.eye(len(names), device=code.device)[order],
+            [data.class_names()[names[k]] for k in order],
+        )
+    else:
+        hues = torch.arange(n, device=code.device) * 360 / n
+        values = hue_codes(scores.train_codes[:, model.latents["hue"]], train, hues)
+        captions = [f"{hue:.0f}°" for hue in hues.tolist()]
+    turned = code.repeat(len(values), 1)
+    turned[:, model.latents[knob]] = values
+    return dict(zip(captions, turned, strict=True))
+
+
+def knob_rows(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
+    """For each knob the first test image (3, 28, 28) of another digit, ten pictures with the knob moved, captions."""
+    rows, firsts = {}, first_of_each_digit(test.digits, 1)[[7, 2, 4, 5, 3], 0].tolist()
+    for index, knob in zip(firsts, ("digit", "hue", *KNOB_STEPS), strict=True):
+        turned = knob_steps(model, scores, train, scores.test_codes[index], knob, 10)
+        rows[knob] = test.colored(slice(index, index + 1))[0], model.decode(torch.stack([*turned.values()])), [*turned]
+    return rows
+
+
+def knob_film(model: nn.Module, scores: Evaluation, train: data.ColoredSet) -> tuple[Tensor, list[str], list[str]]:
+    """The digits in the first test image's style, while one knob after the other moves there and back.
+
+    Returns the frames (T, 1, 10, 3, 28, 28), what each shows, and the digits.
+    """
+    code, frames, titles = scores.test_codes[0], [], []
+    digits = knob_steps(model, scores, train, code, "digit", 10)
+    style = slice(0, model.latents["digit"].start)
+    for knob in ("hue", *KNOB_STEPS):
+        turned = [*knob_steps(model, scores, train, code, knob, 24 if knob == "hue" else 13).items()]
+        for value, moved in turned if knob == "hue" else turned[6:] + turned[::-1] + turned[:6]:
+            ten = torch.stack([*digits.values()])
+            ten[:, style] = moved[style]
+            frames.append(model.decode(ten))
+            titles.append(f"{knob} {value}")
+    return torch.stack(frames)[:, None], titles, [*digits]
 
 
 # --------------------------------------------------------------------------------------------- translation

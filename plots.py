@@ -366,20 +366,33 @@ def categories(path: Path, images: Tensor, pair: tuple[str, str], own: list[int]
 
 
 @styled()
-def knobs(path: Path, originals: Tensor, digits: Tensor, hues: Tensor, digit_names: list, hue_names: list) -> None:
-    """Test images (R, 3, 28, 28), each with its digit turned (R, 10, ...) and with its hue turned (R, H, ...)."""
-    columns = digits.shape[1] + 1, hues.shape[1] + 1
-    cell = _cell(sum(columns), 0.3)
-    size = cell * sum(columns) + 0.3, cell * len(originals) + 1
-    figure, ((left, right),) = _figure(1, 2, *size, width_ratios=columns)  # so that the two are equally high
-    for axes, turned, names in ((left, digits, digit_names), (right, hues, hue_names)):
-        _tiles(axes, np.concatenate([_array(originals)[:, None], _array(turned)], 1), [], ["image", *names])
-        axes.tick_params(axis="x", labelsize=8)
+def knob_rows(path: Path, rows: dict[str, tuple[Tensor, Tensor, list[str]]], title: str) -> None:
+    """A row for each knob: a test image (3, 28, 28), pictures with the knob at S values (S, ...), and the values."""
+    steps = max(len(pictures) for _, pictures, _ in rows.values())
+    cell = (WIDTH - 0.6) / (steps + 1)
+    figure, panels = _figure(len(rows), 1, WIDTH, len(rows) * (cell + 0.25) + 0.35)
+    for axes, (name, (image, pictures, values)) in zip(panels[:, 0], rows.items(), strict=True):
+        _tiles(axes, np.concatenate([_array(image)[None], _array(pictures)])[None], [name], ["image", *values])
         axes.axvline(29, color="white", linewidth=3)
-    left.set_title("the first variable turned:\nthe digit changes, hue and style stay")
-    right.set_title("the continuous numbers (z) turned:\nhue and stroke weight change, the digit stays")
-    left.set_xlabel("test image, then the first variable set to a digit")
-    right.set_xlabel("test image, then z set to a hue")
+        axes.tick_params(axis="x", rotation=0, pad=1)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+@styled()
+def asked_and_measured(path: Path, curves: dict[str, tuple[str, Tensor, Tensor]], title: str) -> None:
+    """For each knob its unit, the moves asked for (S,), and the changes measured in the pictures (S, n)."""
+    figure, (panels,) = _figure(1, len(curves), WIDTH, 2.9)
+    for axes, (name, (unit, asked, measured)) in zip(panels, curves.items(), strict=True):
+        asked, quantiles = _array(asked), np.nanquantile(_array(measured), (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
+        axes.plot(asked, asked, color="grey", linewidth=1, linestyle="--", label="as asked")
+        for low, high, shade, label in ((0, 4, 0.15, "90% of images"), (1, 3, 0.3, "50% of images")):
+            axes.fill_between(asked, quantiles[low], quantiles[high], color="C0", alpha=shade, lw=0, label=label)
+        axes.plot(asked, quantiles[2], color="C0", label="median")
+        axes.set(title=name, xlabel=f"asked for, {unit}")
+    panels[0].set_ylabel("measured in the picture")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(title)
     _save(figure, path)
 
 
@@ -401,22 +414,9 @@ def confusion(path: Path, counts: list[list[int]], names: list[int], title: str)
     classes = data.class_names()
     axes.set_xticks(range(10), classes, rotation=0 if classes[0] == "0" else 60)
     axes.set_yticks(range(len(names)), [f"{classes[names[k]]} (category {k + 1})" for k in order])
-    axes.set(xlabel="digit of the test image", ylabel="category of v1, named after", title=title)
+    axes.set(xlabel="digit of the test image", ylabel="category of the digit variable, named after", title=title)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    _save(figure, path)
-
-
-@styled()
-def stepping(path: Path, grids: list[Tensor], names: list[str], title: str) -> None:
-    """For each variable the same images with its categories stepped through: (K, C, 3, 28, 28), one step a row."""
-    rows, columns = grids[0].shape[:2]
-    cell = _cell(len(grids) * columns, 0.5 * len(grids))
-    figure, (panels,) = _figure(1, len(grids), len(grids) * (cell * columns + 0.5), cell * rows + 0.75)
-    for axes, images, name in zip(panels, grids, names, strict=True):
-        _tiles(axes, images, list(range(1, rows + 1)), data.class_names(), gap=0)
-        axes.set(xlabel="first test image of digit", ylabel=f"category of {name}")
-    figure.suptitle(title)
     _save(figure, path)
 
 

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent
 LIMITS = (
     (r"(\w+_)?SEED", int, 0, 2**63 - 1),
     (r"N_CATEGORIES", int, 2, 10**6),
-    (r"(\w+_)?EPOCHS|BATCH_SIZE|IMAGES_PER_EPOCH|R1_EVERY|LATENT_DIM|N_\w+", int, 1, 10**9),
+    (r"EPOCHS|BATCH_SIZE|IMAGES_PER_EPOCH|R1_EVERY|LATENT_DIM|N_\w+", int, 1, 10**9),
     (r"EMA_DECAY|BETA[12]|MAX_SCALE|MAX_WIDTH", float, 0, 0.999999),
     (r"\w+_FROM", float, 0, 1),
     (r"LEARNING_RATE|TAU_START|TAU_MIN|TEMPERATURE|Z_VARIANCE|STEP", float, 1e-30, 1e30),

@@ -28,9 +28,14 @@ COLUMNS = {  # of the VAEs: heading → (key in the results, factor)
     "on demand, both %": ("demand_both", 100),
     "by swap, both %": ("swap_both", 100),
 }
-KNOB_COLUMNS = {  # for the models that have them
-    "by knob, both %": ("knob_both", 100),
-    "first variable is the digit, %": ("digit_accuracy", 100),
+KNOB_COLUMNS = {  # of vae_knobs.py: heading → (key in the results, factor, decimals)
+    "digit accuracy, %": ("digit_accuracy", 100, 2),
+    "knob, both %": ("knob_both", 100, 2),
+    "slant error, °": ("knob_slant_error", 1, 2),
+    "width error, %": ("knob_width_error", 1, 2),
+    "weight error, pixels": ("knob_weight_error", 1, 3),
+    "cross-talk, %": ("crosstalk", 100, 1),
+    "drawings read, %": ("drawings_digit", 100, 1),
 }
 
 fingerprint = functools.cache(runs.fingerprint)
@@ -121,19 +126,20 @@ def markdown(lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join([*line, *['–'] * (width - len(line))])} |\n" for line in lines)
 
 
-def spread(values: list[float | None], factor: float = 1) -> str:
+def spread(values: list[float | None], factor: float = 1, decimals: int = 1) -> str:
     """Mean ± sample standard deviation of the values times the factor, or the one value; a dash if one is missing."""
     if None in values:
         return "–"
     values = [factor * value for value in values]
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    deviation = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{deviation}"
 
 
-def table(rows: dict[str, list[dict]], columns: dict[str, tuple[str, float]], seeds: bool = True) -> str:
+def table(rows: dict[str, list[dict]], columns: dict[str, tuple], seeds: bool = True) -> str:
     """A line for each row, with the spread of each column's score; `seeds`: and with the number of runs."""
     lines = [["", *columns, *["seeds"] * seeds]]
     for name, contents in rows.items():
-        cells = [spread([c["results"].get(key) for c in contents], factor) for key, factor in columns.values()]
+        cells = [spread([c["results"].get(key) for c in contents], *form) for key, *form in columns.values()]
         lines.append([name, *cells, *[str(len(contents))] * seeds])
     return markdown(lines)
 

@@ -23,7 +23,10 @@ TRANSLATIONS = {  # name of the row → edits
 }
 ROWS = {name: (script, {0: DATASET}) for name, script in vaes.SCRIPTS.items()}
 ROWS |= {row: (cyclegan_colors, {0: edits}) for row, edits in TRANSLATIONS.items()}
-COLUMNS = {heading.replace("digit", "class"): column for heading, column in vaes.COLUMNS.items()}
+COLUMNS, KNOB_COLUMNS = (
+    {heading.replace("digit", "class"): column for heading, column in columns.items() if "drawings" not in heading}
+    for columns in (common.COLUMNS, common.KNOB_COLUMNS)
+)
 
 
 def by_class(results: dict) -> str:
@@ -39,10 +42,11 @@ def by_class(results: dict) -> str:
 
 
 def tables(rows: dict[str, list[dict]]) -> str:
-    """Markdown: the VAEs, then each of the TRANSLATIONS by class."""
+    """Markdown: the VAEs, the knobs, then each of the TRANSLATIONS by class."""
     models = {name: rows[name] for name in vaes.SCRIPTS if name in rows}
     translated = [by_class(rows[name][0]["results"]) for name in TRANSLATIONS if name in rows]
-    return "\n".join([common.table(models, COLUMNS, seeds=False), *translated])
+    knobs = common.table({name: models[name] for name in ("knobs",) if name in models}, KNOB_COLUMNS, seeds=False)
+    return "\n".join([common.table(models, COLUMNS, seeds=False), knobs, *translated])
 
 
 def main(*names: str) -> None:

@@ -14,13 +14,13 @@ import metrics
 import plots
 import runs
 import vae_continuous
-import vae_control
 import vae_discrete
 import vae_joint
-from experiments import common
+import vae_knobs
+from experiments import common, ends
 
 SEEDS = (0, 1, 2, 3, 4)
-SCRIPTS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint, "control": vae_control}
+SCRIPTS = {"continuous": vae_continuous, "discrete": vae_discrete, "joint": vae_joint, "knobs": vae_knobs}
 EDITS = (  # constants worth trying
     ("continuous", {"LATENT_DIM": 8}),
     ("discrete", {"N_VARIABLES": 30, "N_CATEGORIES": 10}),
@@ -32,21 +32,24 @@ EDITS = (  # constants worth trying
 EDITED = {", ".join([name, *(f"`{k} = {v}`" for k, v in edits.items())]): (name, edits) for name, edits in EDITS}
 ROWS = {name: (script, common.seeds({}, *SEEDS)) for name, script in SCRIPTS.items()}
 ROWS |= {row: (SCRIPTS[name], common.seeds(edits, SEEDS[0])) for row, (name, edits) in EDITED.items()}
+ENDS = {"k-means": {"METHOD": "k-means"}, "encoder with labels": {"METHOD": "labels"}}  # of the scale
+ROWS |= {row: (ends, {0: edits}) for row, edits in ENDS.items()}
 
-COLUMNS = common.COLUMNS | common.KNOB_COLUMNS
-SUMMARY = ("test loss", "digit kept, %", "on demand, both %", "by swap, both %", "by knob, both %")  # the README's
+SUMMARY = ("test loss", "digit kept, %", "on demand, both %", "by swap, both %")  # the README's
 PICTURE = runs.ROOT / "docs" / "img" / "comparison.png"
 
 
 def tables(rows: dict[str, list[dict]]) -> dict[str, tuple[str, dict]]:
-    """File name → (Markdown, its rows): all columns, those of the README, and the edited constants."""
+    """File name → (Markdown, its rows): all columns, the knobs, README's columns, edited constants."""
     models, edited = {name: rows[name] for name in SCRIPTS if name in rows}, {}
     for row, (name, _) in EDITED.items():
         edited |= {f"{name}, default constants": rows.get(name), row: rows.get(row)}
     edited = {name: contents for name, contents in edited.items() if contents}
-    summary = {name: COLUMNS[name] for name in SUMMARY}
+    summary = {name: common.COLUMNS[name] for name in SUMMARY}
+    knobs = {name: rows[name] for name in ("k-means", "knobs", "encoder with labels") if name in rows}
     return {
-        "vaes.md": (common.table(models, COLUMNS), models),
+        "vaes.md": (common.table(models, common.COLUMNS), models),
+        "knobs.md": (common.table(knobs, common.KNOB_COLUMNS), knobs),
         "vaes_summary.md": (common.table(models, summary, seeds=False), models),
         "constants.md": (common.table(edited, common.COLUMNS), edited),
     }

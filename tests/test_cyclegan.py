@@ -20,27 +20,16 @@ SMALL = {"IMAGES_PER_EPOCH": 32, "BATCH_SIZE": 8}  # epochs of 4 updates
 # ------------------------------------------------------------------------------------- networks and losses
 
 
-def layers(module):
-    names = ("out_channels", "kernel_size", "stride", "padding")
-    return [
-        tuple(getattr(m, name) for name in names)
-        if isinstance(m, nn.Conv2d)
-        else (m.in_features, m.out_features)
-        if isinstance(m, nn.Linear)
-        else type(m).__name__
-        for m in module
-    ]
-
-
 def test_networks():
     discriminator, generator = Discriminator(), Generator()
     assert sum(p.numel() for p in discriminator.parameters()) == 421_057
     assert sum(p.numel() for p in generator.parameters()) == 12_227
-    same = ((3, 3), (1, 1), (1, 1))
-    convolutions = [(32, *same), "ReLU", "MaxPool2d", (64, *same), "ReLU", "MaxPool2d"]
-    assert layers(discriminator) == [*convolutions, "Flatten", (3136, 128), "ReLU", (128, 1)]
-    small, large = (64, (2, 2), (1, 1), (1, 1)), (3, (4, 4), (1, 1), (1, 1))
-    assert layers(generator) == [(32, *same), "ReLU", small, "ReLU", large]
+    first, relu, pool = nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+    convolutions = [first, relu, pool, nn.Conv2d(32, 64, 3, padding=1), relu, pool, nn.Flatten()]
+    expected = [*convolutions, nn.Linear(3136, 128), relu, nn.Linear(128, 1)]
+    assert [*map(str, discriminator)] == [*map(str, expected)]
+    expected = [first, relu, nn.Conv2d(32, 64, 2, padding=1), relu, nn.Conv2d(64, 3, 4, padding=1)]
+    assert [*map(str, generator)] == [*map(str, expected)]
     x = torch.rand(2, 3, 28, 28)
     assert generator(x).shape == x.shape and discriminator(x).shape == (2, 1)
 
@@ -56,9 +45,8 @@ def test_a_generator_stretches_its_input_to_the_range_and_is_loaded_with_it(tmp_
     plain = Generator()
     assert torch.equal(plain(x), nn.Sequential(*plain)(x))
     runs.save_torch(tmp_path / "generators.pt", {name: g.state_dict() for name, g in generators.items()})
-    for generator, loaded in zip(
-        generators.values(), cyclegan_colors.load_model(tmp_path / "generators.pt"), strict=True
-    ):
+    both = cyclegan_colors.load_model(tmp_path / "generators.pt")
+    for generator, loaded in zip(generators.values(), both, strict=True):
         assert isinstance(loaded, nn.Module) and not loaded.training
         assert torch.equal(loaded(x), generator(x).clamp(0, 1))
         copied = pickle.loads(pickle.dumps(loaded)).to("cpu", torch.float64)
@@ -120,6 +108,7 @@ def interrupt(*args):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(few_images, tmp_path, monkeypatch):
+    few_images(400, 100)
     seen, colorize, whole, cut = [], data.colorize, tmp_path / "whole", tmp_path / "cut"
     monkeypatch.setattr(data, "colorize", lambda grey, colors: seen.append(grey) or colorize(grey, colors))
     results = run(whole, monkeypatch, EPOCHS=2, CYCLE_WEIGHT=1.0)
@@ -185,10 +174,10 @@ def test_the_cycle_loss_brings_images_back(few_images, tmp_path, monkeypatch):
     a, b = (data.colorize(grey, data.palette("", names)[digits]) for names in (data.DOMAIN_A, data.DOMAIN_B))
     monkeypatch.setattr(metrics, "evaluate_translation", interrupt)
     few_images(400, 100)
-    distances = {}
+    distances, short = {}, {"IMAGES_PER_EPOCH": 120, "BATCH_SIZE": 4, "LEARNING_RATE": 0.002}
     for weight in (0.0, 100.0):
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / str(weight), monkeypatch, EPOCHS=1, BATCH_SIZE=4, LEARNING_RATE=0.002, CYCLE_WEIGHT=weight)
+            run(tmp_path / str(weight), monkeypatch, EPOCHS=1, CYCLE_WEIGHT=weight, **short)
         a_to_b, b_to_a = cyclegan_colors.load_model(tmp_path / str(weight) / "generators.pt")
         distances[weight] = (b_to_a(a_to_b(a)) - a).abs().mean() + (a_to_b(b_to_a(b)) - b).abs().mean()
     assert distances[100] < 0.8 * distances[0]  # without effect the two would be equal

@@ -1,4 +1,3 @@
-import importlib
 import io
 import json
 import os
@@ -58,13 +57,11 @@ def test_limits():
     assert all(any(re.fullmatch(pattern, name) for name in names) for pattern, *_ in runs.LIMITS)
 
 
-@pytest.mark.parametrize("name", ["vae_joint", "cyclegan_colors"])
-def test_a_refused_constant_touches_nothing(name, tmp_path, monkeypatch):
-    script = importlib.import_module(name)
-    monkeypatch.setattr(script, "OUTPUT_DIR", tmp_path / "out")
-    monkeypatch.setattr(script, "EPOCHS", 0)
+def test_a_refused_constant_touches_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae_joint, "OUTPUT_DIR", tmp_path / "out")
+    monkeypatch.setattr(vae_joint, "EPOCHS", 0)
     with pytest.raises(SystemExit, match="EPOCHS is 0"):
-        script.main()
+        vae_joint.main()
     assert not (tmp_path / "out").exists()
 
 
@@ -72,7 +69,6 @@ def test_constants_are_the_literals_of_script_and_data(edited, tmp_path, capsys)
     constants = runs.constants(vars(vae_joint))
     assert constants["N_CATEGORIES"] == 20 and constants["DATASET"] == "MNIST"
     assert not constants.keys() & {"OUTPUT_DIR", "F", "DOMAIN_A"}
-    json.dumps(constants)
     module = edited("vae_joint", ("BETA = 1.0", "BETA = 1.0\nHIDDEN = 100"))
     with runs.start(tmp_path, vars(module)):
         assert re.findall("Warning: (.*)", capsys.readouterr().out) == ["nothing reads HIDDEN."]
@@ -112,7 +108,7 @@ def shell(monkeypatch):
     return command
 
 
-def test_arguments(shell, capsys):
+def test_arguments(shell, capsys, monkeypatch):
     called = []
     assert shell("--help", main=called.append) == 0 and vae_joint.__doc__.strip() in capsys.readouterr().out
     assert shell("--epochs=3", main=called.append) == shell("x", main=called.append) == 2
@@ -120,6 +116,9 @@ def test_arguments(shell, capsys):
     assert shell("b", main=called.append, rows=("a", "b")) == 0 and called == ["b"]
     assert shell("c", main=called.append, rows=("a", "b")) == 2
     assert shell(main=lambda: called.append("all")) == 0 and called == ["b", "all"]
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])  # an editor's window
+    runs.command(lambda: called.append("cell"))
+    assert called == ["b", "all", "cell"]
 
 
 def test_an_interrupt_ends_with_one_line(shell, capsys):
@@ -140,19 +139,6 @@ def test_a_script_pasted_into_a_notebook(few_images, tmp_path, monkeypatch):
     exec(source.replace("figures(averaged", "id(0) #"), {"__name__": "__main__", "MINE": 1})
     written = json.loads((tmp_path / "outputs" / "vae_joint" / "metrics.json").read_text())
     assert written["code"] | {"judge": 0} == {"script": None, "fingerprint": None, "judge": 0, "images": 400}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
-def test_a_script_whose_standard_error_is_closed(edited, tmp_path):
-    """A process of its own, as people start it."""
-    few = ("images[16:].view(-1, 28, 28), digits[8:]", "images[16 : 16 + 784 * 300].view(-1, 28, 28), digits[8:308]")
-    edited("data", few, ("Path(__file__).parent", f"Path({str(runs.ROOT)!r})"))
-    out = ("OUTPUT_DIR = ", f"OUTPUT_DIR = runs.Path({str(tmp_path / 'out')!r})  # ")
-    path = edited("vae_joint", ("EPOCHS = 30", "EPOCHS = 1"), ("figures(averaged", "id(0) #"), out).__file__
-    variables = os.environ | {"PYTHONPATH": str(runs.ROOT)}
-    command = ["sh", "-c", f"{sys.executable} {path} 2>&-"]
-    ended = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
-    assert ended.returncode == 0 and "epoch 1/1" in ended.stdout and (tmp_path / "out" / "metrics.json").exists()
 
 
 # ----------------------------------------------------------------------------------------- the fingerprint
@@ -305,14 +291,12 @@ def test_finish(tmp_path, capsys):
         run.checkpoint([ROW])
         assert run.finish({"score": 0.5}, [ROW]) == {"score": 0.5}
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", ".lock"}
-    written = runs.load_results(tmp_path / "metrics.json", ["score", "RANGE"])
+    written = runs.load_results(tmp_path / "metrics.json")
     assert written["constants"]["RANGE"] == [1, 2] and written["history"] == [ROW] and written["versions"]["torch"]
     assert written["code"] == {"script": "vae_joint", "fingerprint": run.code["fingerprint"], "images": 9}
     assert "0.5000" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="missing, damaged or of another version"):
-        runs.load_results(tmp_path / "metrics.json", ["other"])
     (tmp_path / "metrics.json").write_text("{")
-    with pytest.raises(SystemExit, match="missing, damaged or of another version"), start(tmp_path):
+    with pytest.raises(SystemExit, match="missing or damaged"), start(tmp_path):
         pass
     assert (tmp_path / "metrics.json").read_text() == "{"
 
