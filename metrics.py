@@ -456,6 +456,13 @@ def evaluate(model: nn.Module, terms_of: Callable, train: data.ColoredSet, test:
 # --------------------------------------------------------------------------------------------------- knobs
 
 
+def knob_scores(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
+    """All scores of vae_knobs.py beside those that the VAEs have in common."""
+    codes = scores.test_codes
+    digit = digit_knob(model, scores, train, test)
+    return digit | style_knobs(model, codes, test) | {"knobs_kept": knobs_kept(model, codes, test)}
+
+
 def digit_knob(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
     """Is the digit variable the digit, and does setting it draw the digit?
 
@@ -555,7 +562,7 @@ def knobs_kept(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict:
             for key, value in _shares("", *_right(pictures, test.digits, test.hues)).items()
         }
         results[name] = shares | {"specks": _in_batches(specks_of, pictures).mean().item()}
-    return {"knobs_kept": results}
+    return results
 
 
 def knob_curves(model: nn.Module, codes: Tensor, n: int = 9) -> dict[str, tuple[str, Tensor, Tensor]]:

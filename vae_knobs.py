@@ -3,11 +3,11 @@
 A contrastive loss warms the encoder up: an image and its deformed copy in another hue should be
 alike, other images unlike. Then the whole model is trained on five terms:
 1. -ELBO;
-2. clustering: the first variable is certain, the same for a copy, and uses all of its categories.
-   These become the ten digits;
+2. clustering: the first variable is certain, the same for a copy, and uses all its categories. They
+   become the ten digits;
 3. equivariance: where slant, width and weight of an image are changed by known amounts, its code
-   moves by as much, and so does the picture decoded from a code that is moved. This gives three
-   numbers a meaning and a unit;
+   moves by as much, and so does the picture decoded from a moved code. This gives three latents a
+   meaning and a unit;
 4. the digit is heard: the encoder reads the category that the decoder was told to draw;
 5. centring: slant, width and weight are 0 on average in each category, so that they fit any digit.
 
@@ -18,8 +18,8 @@ Papers: Chen et al., A Simple Framework for Contrastive Learning of Visual Repre
 Self-Augmented Training, 2017, and Ji et al., Invariant Information Clustering, 2019
 (clustering_loss); Hinton, Krizhevsky & Wang, Transforming Auto-encoders, 2011
 (equivariance_terms); Chen et al., InfoGAN, 2016 (heard_term); Simard, Steinkraus & Platt, Best
-Practices for Convolutional Neural Networks, 2003 (elastic deformation). New, as far as we know, is
-only that one small VAE has them all, with a unit for each knob and a score for each unit.
+Practices for Convolutional Neural Networks, 2003 (elastic deformation). As far as we know, only
+this is new: one small VAE has them all, a unit for each knob, and a score for each unit.
 """
 
 import functools
@@ -53,9 +53,9 @@ TAU_MIN = 0.5  # lower: samples nearer to one-hot codes, noisier gradients
 CLUSTER_WEIGHT = 20.0  # more: the digit is surer, the picture worse
 AGREEMENT_WEIGHT = 5.0  # of copies, within the clustering; too large: q stays uniform, where copies agree trivially
 BALANCE_WEIGHT = 4.0  # of equally filled categories, within the clustering; too small: digits share a category
-CODE_WEIGHT = 2.0  # of the codes' equivariance, per squared unit; 0: the weight's latent becomes something else
+CODE_WEIGHT = 4.0  # of the codes' equivariance, at first; falls to 0: it says which latent is what, not how far
 PICTURE_WEIGHT = 0.5  # of the pictures' equivariance; more: units are more exact, other pictures worse
-HEARD_WEIGHT = 10.0  # more: the digit that is set is drawn more clearly
+HEARD_WEIGHT = 20.0  # more: the digit that is set is drawn more clearly
 CENTRE_WEIGHT = 20.0  # per squared unit; less: a knob's value says more of the digit
 
 # Deformations, uniform between ± their bounds: all are in the copies, the first is known to the equivariance.
@@ -114,17 +114,17 @@ class KnobVAE(JointVAE):
 
 
 def known_copies(
-    train: data.ColoredSet, index: Tensor, bounds: Tensor, deform: Callable[[Tensor], Tensor]
+    train: data.ColoredSet, index: Tensor, bounds: Tensor, deform: Callable, elastic: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images (B,) with slant, width and weight moved at random, then deformed at random, in other hues.
 
-    Returns these copies and the pictures that are only moved, two (B, 3, 28, 28), and the moves (B, 3) as
-    shares of their bounds (3,), which are of shear, log width and pixels of weight.
+    Returns these copies and the pictures that are only moved, two (B, 3, 28, 28), and the moves
+    (B, 3) as shares of their bounds (3,): of shear, log width, and weight in pixels.
     """
     share = torch.rand(len(index), 3, device=index.device) * 2 - 1
     moved = data.restyle(train.images[index][:, None] / 255, *(share * bounds).unbind(1))
     colors = train.colors[index].roll(1, 0)[:, :, None, None]  # those of the image before in the random batch
-    return deform(moved) * colors, moved * colors, share
+    return deform(moved, elastic=elastic) * colors, moved * colors, share
 
 
 # ---------------------------------------------------------------------------------------------------------- loss
@@ -240,16 +240,13 @@ def main() -> dict:
         bounds = torch.tensor([math.tan(math.radians(slant)), width / 100, weight], device=run.device)
 
         deform = functools.partial(data.deform, shift=MAX_SHIFT, rotation=MAX_ROTATION, scale=MAX_SCALE)
-        copies, start_copies = (
-            functools.partial(known_copies, train, bounds=bounds, deform=functools.partial(deform, elastic=elastic))
-            for elastic in (ELASTIC, START_ELASTIC)
-        )
+        copies = functools.partial(known_copies, train, bounds=bounds, deform=deform)
         clustering = functools.partial(clustering_loss, agreement=AGREEMENT_WEIGHT, balance=BALANCE_WEIGHT)
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         history = run.resume(model=model, optimizer=optimizer)  # a row for each finished epoch
         if not history:
-            sizes = WARM_UP_EPOCHS, BATCH_SIZE, LEARNING_RATE, TEMPERATURE
-            warm_up(model, train, run, start_copies, clustering, *sizes)
+            start = functools.partial(copies, elastic=START_ELASTIC)
+            warm_up(model, train, run, start, clustering, WARM_UP_EPOCHS, BATCH_SIZE, LEARNING_RATE, TEMPERATURE)
             nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())  # pictures start dark
         n_batches = math.ceil(len(train) / BATCH_SIZE)
         step, steps = len(history) * n_batches, EPOCHS * n_batches
@@ -259,9 +256,10 @@ def main() -> dict:
             batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
             for index in tqdm(batches, f"epoch {epoch}/{EPOCHS}", leave=False, disable=None):
                 tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
-                optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, 2 * (1 - step / steps))
+                left = 1 - step / steps  # share of the run
+                optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, 2 * left)
                 x, half = train.colored(index), len(index) // 2  # half of the batch will do for moved pictures
-                copy, moved, share = copies(index)
+                copy, moved, share = copies(index, elastic=ELASTIC)
                 with run.autocast():
                     mu, logvar, log_q = model.encode(torch.cat([x, copy]))  # one pass for both
                     (mu, mu_copy), logvar, (log_q, log_q_copy) = mu.chunk(2), logvar[: len(x)], log_q.chunk(2)
@@ -277,7 +275,7 @@ def main() -> dict:
                         "centring": centring_term(log_q[:, 0], mu[:, 2:5]),
                     }
                 loss = terms["reconstruction"] + terms["kl_z"] + terms["kl_v"] + CLUSTER_WEIGHT * terms["clustering"]
-                loss = loss + CODE_WEIGHT * terms["moved_code"] + PICTURE_WEIGHT * terms["moved_picture"]
+                loss = loss + CODE_WEIGHT * left * terms["moved_code"] + PICTURE_WEIGHT * terms["moved_picture"]
                 loss = loss + HEARD_WEIGHT * terms["heard"] + CENTRE_WEIGHT * terms["centring"]
                 optimizer.zero_grad()
                 loss.backward()
@@ -296,9 +294,7 @@ def main() -> dict:
         runs.save_model(OUTPUT_DIR / "model.pt", model.half(), N_VARIABLES, N_CATEGORIES)  # 5.4 MB
         model.float()  # scored as saved
         scores = metrics.evaluate(model, functools.partial(elbo_terms, model, tau=history[-1]["tau"]), train, test)
-        scores.results.update(metrics.digit_knob(model, scores, train, test))
-        scores.results.update(metrics.style_knobs(model, scores.test_codes, test))
-        scores.results.update(metrics.knobs_kept(model, scores.test_codes, test))
+        scores.results.update(metrics.knob_scores(model, scores, train, test))
         figures(model, train, test, scores, history)
         return run.finish(scores.results, history)
 

@@ -45,14 +45,14 @@ def trained_encoder(train: data.ColoredSet, run: runs.Run) -> nn.Module:
     encoder = nn.Sequential(model.encoder, model.categorical_head).to(run.device)
     optimizer = torch.optim.Adam(encoder.parameters(), LEARNING_RATE, fused=True)
     deform = functools.partial(data.deform, shift=vae_knobs.MAX_SHIFT, rotation=vae_knobs.MAX_ROTATION)
-    deform = functools.partial(deform, scale=vae_knobs.MAX_SCALE, elastic=vae_knobs.ELASTIC)
+    deform = functools.partial(deform, scale=vae_knobs.MAX_SCALE)
     slant, width, weight = (vae_knobs.MAX_MOVE * unit for unit in vae_knobs.UNITS)
     bounds = torch.tensor([math.tan(math.radians(slant)), width / 100, weight], device=run.device)
     for epoch in range(EPOCHS):
         batches = torch.randperm(len(train)).to(run.device).split(BATCH_SIZE)
         for i, index in enumerate(tqdm(batches, f"epoch {epoch + 1}/{EPOCHS}", leave=False, disable=None)):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - (epoch + i / len(batches)) / EPOCHS)
-            copies, *_ = vae_knobs.known_copies(train, index, bounds, deform)
+            copies, *_ = vae_knobs.known_copies(train, index, bounds, deform, vae_knobs.ELASTIC)
             loss = F.cross_entropy(encoder(copies), train.digits[index])
             optimizer.zero_grad()
             loss.backward()

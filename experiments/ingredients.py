@@ -5,8 +5,6 @@
 The first row has twenty seeds. The others leave one ingredient out, with the first five of them. Figures are not drawn.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -22,10 +20,10 @@ SHORT = {"EPOCHS": 4, "figures": lambda *_: None}
 known_copies = vae_knobs.known_copies
 
 
-def in_the_same_hue(train: data.ColoredSet, index: Tensor, bounds: Tensor, deform: Callable) -> tuple[Tensor, ...]:
+def in_the_same_hue(train: data.ColoredSet, index: Tensor, **options) -> tuple[Tensor, ...]:
     """vae_knobs's copies, but in the colours of their originals."""
     own = data.ColoredSet(train.images[index], train.digits[index], train.colors[index].roll(-1, 0))
-    return known_copies(own, torch.arange(len(index), device=index.device), bounds, deform)
+    return known_copies(own, torch.arange(len(index), device=index.device), **options)
 
 
 ALL = "all ingredients"

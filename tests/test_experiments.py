@@ -187,7 +187,7 @@ def test_the_ingredients_and_the_ends_of_the_scale(tiny, monkeypatch):
 
 def test_copies_in_the_same_hue(test_set):
     index, bounds = torch.tensor([5, 9, 2]), torch.zeros(3)
-    copies, *_ = ingredients.in_the_same_hue(test_set, index, bounds, lambda x: x)
+    copies, *_ = ingredients.in_the_same_hue(test_set, index, bounds=bounds, deform=lambda x, elastic: x, elastic=0)
     assert torch.allclose(copies, test_set.colored(index), atol=1e-5)
 
 
