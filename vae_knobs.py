@@ -1,25 +1,21 @@
 """Knob VAE: a joint VAE whose latents are digit, hue, slant, width and weight, learned without labels.
 
 A contrastive loss warms the encoder up: an image and its deformed copy in another hue should be
-alike, other images unlike. Then the whole model is trained on five terms:
-1. -ELBO;
-2. clustering: the first variable is certain, the same for a copy, and uses all its categories. They
-   become the ten digits;
-3. equivariance: where slant, width and weight of an image are changed by known amounts, its code
-   moves by as much, and so does the picture decoded from a moved code. This gives three latents a
-   meaning and a unit;
-4. the digit is heard: the encoder reads the category that the decoder was told to draw;
-5. centring: slant, width and weight are 0 on average in each category, so that they fit any digit.
+alike, other images unlike. Then the whole model is trained on five terms: 1. -ELBO. 2. Clustering:
+the first variable is certain, the same for a copy, and uses all its categories, which become the
+ten digits. 3. Equivariance: where slant, width and weight of an image are changed by known amounts,
+its code moves by as much, and so does the picture decoded from a moved code; so three latents get a
+meaning and a unit. 4. The digit is heard: the encoder reads the category that the decoder was told
+to draw. 5. Centring: slant, width and weight are 0 on average in each category, to fit any digit.
 
     python vae_knobs.py          # edit the constants below, run again
 
-Papers: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020
-(contrastive_loss); Hu et al., Learning Discrete Representations via Information Maximizing
-Self-Augmented Training, 2017, and Ji et al., Invariant Information Clustering, 2019
-(clustering_loss); Hinton, Krizhevsky & Wang, Transforming Auto-encoders, 2011
-(equivariance_terms); Chen et al., InfoGAN, 2016 (heard_term); Simard, Steinkraus & Platt, Best
-Practices for Convolutional Neural Networks, 2003 (elastic deformation). As far as we know, only
-this is new: one small VAE has them all, a unit for each knob, and a score for each unit.
+Papers: Chen et al., A Simple Framework for Contrastive Learning, 2020 (contrastive_loss); Hu et
+al., Learning Discrete Representations via Information Maximizing Self-Augmented Training, 2017, and
+Ji et al., Invariant Information Clustering, 2019 (clustering_loss); Hinton, Krizhevsky & Wang,
+Transforming Auto-encoders, 2011 (equivariance_terms); Chen et al., InfoGAN, 2016 (heard_term). As
+far as we know, only this is new: one small VAE has them all, a unit for each knob, and a score for
+each unit.
 """
 
 import functools
@@ -44,7 +40,7 @@ N_VARIABLES = 3  # categorical variables: the digit and N_VARIABLES - 1 styles; 
 N_CATEGORIES = 10  # categories of each
 UNITS = (14.0, 15.0, 0.35)  # degrees, % (100 × logarithm), pixels: one unit of slant, width, weight; about their spread
 
-# Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)), step counting all batches.
+# Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)).
 TAU_START = 5.0  # high at first, so that the continuous numbers win the hue
 TAU_DECAY = 0.002  # per batch: tau is 0.5 from the fifth epoch on
 TAU_MIN = 0.5  # lower: samples nearer to one-hot codes, noisier gradients
@@ -66,11 +62,9 @@ MAX_SCALE = 0.1  # share by which the size changes
 ELASTIC = 1.2  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
 START_ELASTIC = 0.7  # the same in the warm-up, where more of it mixes digits
 
-# The warm-up.
+# Training.
 WARM_UP_EPOCHS = (4, 2)  # on the contrastive loss, then on the clustering; (8, 2) gains 0.2 points at its end
 TEMPERATURE = 0.2  # of the contrastive loss; lower: the most similar other pictures count more
-
-# Training.
 EPOCHS = 24  # after the warm-up; the learning rate falls linearly to 0 in their second half
 BATCH_SIZE = 250  # images
 LEARNING_RATE = 0.0015  # Adam's
@@ -118,8 +112,8 @@ def known_copies(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images (B,) with slant, width and weight moved at random, then deformed at random, in other hues.
 
-    Returns these copies and the pictures that are only moved, two (B, 3, 28, 28), and the moves
-    (B, 3) as shares of their bounds (3,): of shear, log width, and weight in pixels.
+    Returns these copies, the pictures only moved, both (B, 3, 28, 28), and the moves (B, 3) as shares
+    of their bounds (3,): of shear, log width, and weight in pixels.
     """
     share = torch.rand(len(index), 3, device=index.device) * 2 - 1
     moved = data.restyle(train.images[index][:, None] / 255, *(share * bounds).unbind(1))
@@ -127,13 +121,10 @@ def known_copies(
     return deform(moved, elastic=elastic) * colors, moved * colors, share
 
 
-# ---------------------------------------------------------------------------------------------------------- loss
-
-
 def contrastive_loss(z: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of finding each image's copy in the batch, nats, summed. Chen et al. 2020.
+    """Cross-entropy of finding each image's copy in the batch and each copy's image, nats, summed. Chen et al. 2020.
 
-    z (2B, 64): projections of images, then of their copies. The mean of both directions.
+    z (2B, 64): projections of images, then of their copies.
     """
     a, b = F.normalize(z.float(), dim=1).chunk(2)
     similarity, own = a @ b.T / temperature, torch.arange(len(a), device=z.device)
@@ -141,11 +132,10 @@ def contrastive_loss(z: Tensor, temperature: float) -> Tensor:
 
 
 def clustering_loss(log_q: Tensor, log_q_copy: Tensor, agreement: float, balance: float) -> Tensor:
-    """What makes the first variable the digit: its log q (B, K) for images and for their copies.
+    """What makes the first variable the digit, from its log q (B, K) for images and for their copies.
 
-    Nats, summed over the batch: agreement · KL(q ‖ q'), with q held fixed, + the entropy H(q) of each
-    image's q - balance · the entropy of their mean, which is high when all categories are in use. Hu
-    et al. 2017; Ji et al. 2019.
+    Nats, summed over the batch: agreement · KL(q ‖ q'), with q held fixed, + the entropy of each q
+    - balance · the entropy of their mean, high when all categories are in use. Hu et al. 2017.
     """
     q, log_mean = log_q.exp(), log_q.logsumexp(0) - math.log(len(log_q))  # from logarithms: finite where q underflows
     kl, entropy = (q.detach() * (log_q.detach() - log_q_copy)).sum(), -(q * log_q).sum()
@@ -157,12 +147,11 @@ def equivariance_terms(
 ) -> dict[str, Tensor]:
     """Known moves (B, 3) of slant, width and weight, in units, in codes and in pictures. Sums over B.
 
-    moved_code: squared error of mu' - mu, the means (B, 5) of a copy and of its image, as the move.
-    It says which latent is what, but not how far: because the copy's random rotation, size and
-    elastic part are errors in variables, the encoder reads less than the move. moved_picture:
-    -log p(x | code moved), nats, for the first B' codes and their images x (B', 3, 28, 28) with no
-    other change, in the colour of the image before. It trains the decoder alone; the encoder
-    follows by -ELBO. Hinton, Krizhevsky & Wang 2011.
+    moved_code: squared error of mu' - mu, the means (B, 5) of a copy and of its image, as the move. It
+    says which latent is what. But the copy's random rotation, size and elastic part are errors in
+    variables, so the encoder reads too short a move. moved_picture: -log p(x | code moved), nats, for
+    the first B' codes and images x (B', 3, 28, 28) that are only moved, in the colour of the image
+    before. It trains the decoder; the encoder follows by -ELBO. Hinton, Krizhevsky & Wang 2011.
     """
     turned = torch.cat([code[:, :2].roll(1, 0), code[:, 2:5] + moved, code[:, 5:]], 1)[: len(x)].detach()
     return {
@@ -174,8 +163,8 @@ def equivariance_terms(
 def heard_term(model: KnobVAE, code: Tensor) -> Tensor:
     """-log q(c | picture), nats, summed: does the encoder read what the decoder was told to draw?
 
-    The code (B, 5 + N·K) gets a random category c and another image's slant, width and weight. Only
-    the decoder is trained. Minus InfoGAN's bound on the information of c: Chen et al. 2016.
+    Codes (B, 5 + N·K) get a random category c and another image's slant, width and weight. It trains
+    only the decoder. Minus InfoGAN's bound on the information of c: Chen et al. 2016.
     """
     c, turned = torch.randint(model.n_categories, (len(code),), device=code.device), code.detach().clone()
     turned[:, 2:5] = turned[:, 2:5].roll(1, 0)
@@ -189,8 +178,7 @@ def heard_term(model: KnobVAE, code: Tensor) -> Tensor:
 def centring_term(log_q: Tensor, styles: Tensor) -> Tensor:
     """Squared means of styles (B, 3) in each category of log q (B, K), averaged over these, times B.
 
-    The square is the product of two half batches' means. A mean's own square would also hold its
-    noise, which shrinks the styles.
+    The square is the product of two half batches' means: a mean's own square holds its noise, too.
     """
     halves = zip(log_q.detach().exp().chunk(2), styles.chunk(2), strict=True)
     one, other = (q.T @ style / (q.sum(0)[:, None] + 1) for q, style in halves)
@@ -201,10 +189,7 @@ def warm_up(
     model: KnobVAE, train: data.ColoredSet, run: runs.Run, copies: Callable, clustering: Callable,
     epochs: tuple[int, int], batch_size: int, learning_rate: float, temperature: float,
 ) -> None:  # fmt: skip
-    """Trains the encoder alone, for some epochs on the contrastive loss, then for some on the clustering.
-
-    copies(index): known_copies. clustering(log q, log q of the copies): clustering_loss.
-    """
+    """Trains the encoder alone, for some epochs on the contrastive loss, then for some on the clustering."""
     projection = nn.Linear(model.gaussian_head.in_features, 64).to(run.device)
     optimizer = torch.optim.Adam([*model.parameters(), *projection.parameters()], learning_rate, fused=True)
     for epoch in range(1, sum(epochs) + 1):
@@ -301,11 +286,7 @@ def main() -> dict:
 
 @torch.inference_mode()
 def figures(
-    model: KnobVAE,
-    train: data.ColoredSet,
-    test: data.ColoredSet,
-    scores: metrics.Evaluation,
-    history: list[dict],
+    model: KnobVAE, train: data.ColoredSet, test: data.ColoredSet, scores: metrics.Evaluation, history: list[dict]
 ) -> None:
     """Draws all figures. Whatever a figure does not vary stays as in the codes of test images."""
     name, results, codes = "Knob VAE", scores.results, scores.test_codes
