@@ -217,9 +217,9 @@ def main() -> dict:
     """Trains, scores and draws. Returns the results, which are also written to metrics.json."""
     with runs.start(OUTPUT_DIR, globals(), data.DOMAINS) as run:
         colors = [data.palette("DOMAIN_A", data.DOMAIN_A), data.palette("DOMAIN_B", data.DOMAIN_B)]
-        images, digits = data.load(train=True)
-        data.check(images, digits)
-        test = [part.to(run.device) for part in data.load(train=False)]  # images, digits
+        (images, digits), test = data.load(train=True), data.load(train=False)
+        data.check(images, digits), data.check(*test)
+        test = [part.to(run.device) for part in test]  # images, digits
         run.code |= {"judge": judge.fingerprint(judge.load(run.device)), "images": len(images)}
 
         torch.manual_seed(SEED)

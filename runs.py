@@ -74,8 +74,9 @@ def command(main: Callable, rows: Collection[str] = ()) -> None:
 
 def constants(namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> dict:
     """The UPPERCASE literals of a script (pass `globals()`), after the constants of data.py with these names."""
+    bounded = [name for name in namespace if any(re.fullmatch(pattern, name) for pattern, *_ in LIMITS)]
     own = {k: v for k, v in namespace.items() if k.isupper() and isinstance(v, bool | int | float | str | tuple)}
-    return {name: getattr(data, name) for name in data_constants} | own
+    return {name: getattr(data, name) for name in data_constants} | own | {name: namespace[name] for name in bounded}
 
 
 def check(values: dict) -> None:
@@ -97,26 +98,28 @@ def fingerprint(script: Path) -> str:
     """A hash of the code that trains: main() up to the end of its last loop over epochs, and what this reaches by name.
 
     That is functions and classes of the script, of data.py, and of a script that it imports. Constants, comments,
-    docstrings, messages, and what scores or draws do not count.
+    docstrings, errors, and what scores or draws do not count.
     """
     files, defined, reached, queue = [script], {}, {}, ["main"]
     for file in files:  # grows
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                defined.setdefault(node.name, node)
-            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call | ast.Dict | ast.List):
-                defined.setdefault(getattr(node.targets[0], "id", ""), node)  # no literal: constants() has those
+            name = getattr(node, "name", "")  # of a function or a class
+            if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Constant | ast.Tuple | ast.BinOp):
+                name = getattr(node.targets[0], "id", "")  # literals are in constants()
+            if name and (file == script or name != "main"):
+                defined.setdefault(name, []).append(node)
             for alias in getattr(node, "names", []):
                 path = script.with_name(f"{getattr(node, 'module', alias.name)}.py")
                 if path.exists() and path.stem not in NOT_TRAINING and path not in files:
                     files.append(path)
-    for block in [node for node in defined["main"].body if isinstance(node, ast.With)]:
+    for block in [node for node in defined["main"][0].body if isinstance(node, ast.With)]:
         loops = [i for i, part in enumerate(block.body, 1) if getattr(getattr(part, "target", 0), "id", 0) == "epoch"]
         block.body = block.body[: loops[-1] if loops else None]
     while queue:
         if (name := queue.pop()) in defined and name not in reached:
             reached[name] = _plain(defined[name])
-            queue += [getattr(part, "attr", getattr(part, "id", "")) for part in ast.walk(defined[name])]
+            parts = [part for node in defined[name] for part in ast.walk(node)]
+            queue += [getattr(part, "attr", getattr(part, "id", "")) for part in parts]
     return hashlib.sha256(repr(sorted(reached.items())).encode()).hexdigest()[:16]
 
 

@@ -223,3 +223,29 @@ def test_colorize_is_grey_level_times_color_in_any_order(test_set):
 def test_mean_level(test_set):
     expected = data.colorize(test_set.images, test_set.colors).mean().item()
     assert data.mean_level(test_set).item() == pytest.approx(expected, rel=0.01)  # colours do not depend on images
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    (
+        (data.DOMAIN_A[:9], "tuple of ten"),
+        (("nocolour", *data.DOMAIN_A[1:]), "not a CSS colour"),
+        (("#010101", *data.DOMAIN_A[1:]), "cannot be seen"),
+        (("cyan", *data.DOMAIN_A[1:]), "same colour"),
+    ),
+)
+def test_a_palette_is_ten_visible_colours(names, words):
+    with pytest.raises(SystemExit, match=words):
+        data.palette("DOMAIN_A", names)
+
+
+def test_drawings_are_rendered_as_mnists_digits_are():
+    images, digits = data.drawings()
+    assert images.shape == (330, 28, 28) and digits.bincount().tolist() == [33] * 10
+    ink, middle = images.double(), torch.arange(28.0, dtype=torch.float64)
+    for axis in (1, 2):
+        mass = (ink.sum(axis) * middle).sum(1) / ink.sum((1, 2))
+        assert (mass - 14).abs().max() < 0.1
+    extent = torch.maximum((images.amax(1) > 128).sum(1), (images.amax(2) > 128).sum(1))
+    assert extent.min() >= 18 and extent.max() <= 21
+    assert data.render([[[5, 5]]]).sum() > 0  # a dot

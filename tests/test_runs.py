@@ -69,6 +69,7 @@ def test_constants_are_the_literals_of_script_and_data(edited, tmp_path, capsys)
     constants = runs.constants(vars(vae_joint))
     assert constants["N_CATEGORIES"] == 20 and constants["DATASET"] == "MNIST"
     assert not constants.keys() & {"OUTPUT_DIR", "F", "DOMAIN_A"}
+    assert "EPOCHS" in runs.constants({"EPOCHS": [3]}, ())  # for check() to refuse
     module = edited("vae_joint", ("BETA = 1.0", "BETA = 1.0\nHIDDEN = 100"))
     with runs.start(tmp_path, vars(module)):
         assert re.findall("Warning: (.*)", capsys.readouterr().out) == ["nothing reads HIDDEN."]
@@ -167,6 +168,8 @@ def test_the_fingerprint_follows_what_trains(edited):
         ("logvar.exp() - 1", "logvar.exp()"),
         ("nn.init.constant_", "nn.init.zeros_"),
     ]
+    head = "class JointVAE(nn.Module):"
+    edits += [(head, f"ACT = nn.{name}\n\n\n{head}\n    act = ACT\n") for name in ("ReLU", "Tanh")]
     others = [*(of(edit) for edit in edits), of(("/ 255) * colors", "/ 256) * colors"), "data")]
     assert len({usual, *others}) == 1 + len(others)
 
