@@ -130,7 +130,7 @@ def test_torchs_defaults_change_nothing():
         test = data.colored_set(train=False, device=CPU)
         x = test.colored(slice(50))
         torch.manual_seed(0)
-        deformed = data.deform(x, 2, 10, 0.1, 0.1, 0.1, elastic=1.0)
+        deformed = data.restyle(data.deform(x, 2, 10, 0.1, elastic=1.0), *[torch.full((50,), 0.1)] * 3)
         return x, deformed, test.colors, test.hues, data.mean_level(test), data.palette("", data.DOMAIN_A)
 
     before = results()
@@ -167,12 +167,14 @@ def test_deform():
     assert centers.abs().max() < 3.01 and centers.max() > 2.8 and centers.min() < -2.8
     size = data.deform(x, 0, 0, 0.1).sum((1, 2, 3)) / 64  # grows as the scale squared
     assert 0.82 < size.min() < 0.86 and 1.18 < size.max() < 1.24
-    turned, slanted = data.deform(x, 0, 45, 0), data.deform(x, 0, 0, 0, shear=0.5)
+    turned = data.deform(x, 0, 45, 0)
     assert (turned.amax((1, 3)) > 0.1).sum(1).max() > 9  # higher than the square
+    none, half = torch.zeros(200), torch.full((200,), 0.5)
+    slanted, wide = data.restyle(x, half, none, none), data.restyle(x, none, half, none)
     assert ((slanted.amax((1, 3)) > 0.1).sum(1) == 8).all()  # wider, not higher
     assert (slanted.amax((1, 2)) > 0.1).sum(1).max() > 9
-    wide = data.deform(x, 0, 0, 0, stretch=0.2).sum((1, 2, 3)) / 64  # grows as the width
-    assert 0.8 < wide.min() < 0.86 and 1.2 < wide.max() < 1.27
+    assert torch.allclose(wide.sum((1, 2, 3)) / 64, half.exp(), rtol=0.02)  # grows as the width
+    assert (data.restyle(x, none, none, half) - x).sum() > 0 > (data.restyle(x, none, none, -half) - x).sum()
     torch.manual_seed(0)
     moved = data.deform(x, 0, 0, 0, elastic=1.0) - x
     assert moved.abs().amax((1, 2, 3)).min() > 0.1 and moved[:, :, :6].abs().max() < 0.1
@@ -245,7 +247,7 @@ def test_drawings_are_rendered_as_mnists_digits_are():
     ink, middle = images.double(), torch.arange(28.0, dtype=torch.float64)
     for axis in (1, 2):
         mass = (ink.sum(axis) * middle).sum(1) / ink.sum((1, 2))
-        assert (mass - 14).abs().max() < 0.1
+        assert (mass - 14).abs().max() < 0.2
     extent = torch.maximum((images.amax(1) > 128).sum(1), (images.amax(2) > 128).sum(1))
-    assert extent.min() >= 18 and extent.max() <= 21
+    assert extent.min() >= 20 and extent.max() <= 21
     assert data.render([[[5, 5]]]).sum() > 0  # a dot
