@@ -130,8 +130,9 @@ def test_torchs_defaults_change_nothing():
         test = data.colored_set(train=False, device=CPU)
         x = test.colored(slice(50))
         torch.manual_seed(0)
-        deformed = data.restyle(data.deform(x, 2, 10, 0.1, elastic=1.0), *[torch.full((50,), 0.1)] * 3)
-        return x, deformed, test.colors, test.hues, data.mean_level(test), data.palette("", data.DOMAIN_A)
+        deformed = data.deform(x, 2, 10, 0.1, elastic=1.0)
+        restyled = data.restyle(deformed, *[deformed[:, 0, 14, 14]] * 3)
+        return x, restyled, test.colors, test.hues, data.mean_level(test), data.palette("", data.DOMAIN_A)
 
     before = results()
     torch.set_default_dtype(torch.float64)
@@ -174,7 +175,7 @@ def test_deform():
     assert ((slanted.amax((1, 3)) > 0.1).sum(1) == 8).all()  # wider, not higher
     assert (slanted.amax((1, 2)) > 0.1).sum(1).max() > 9
     assert torch.allclose(wide.sum((1, 2, 3)) / 64, half.exp(), rtol=0.02)  # grows as the width
-    assert (data.restyle(x, none, none, half) - x).sum() > 0 > (data.restyle(x, none, none, -half) - x).sum()
+    assert (data.restyle(x, none, none, half) - x).sum() > 0
     torch.manual_seed(0)
     moved = data.deform(x, 0, 0, 0, elastic=1.0) - x
     assert moved.abs().amax((1, 2, 3)).min() > 0.1 and moved[:, :, :6].abs().max() < 0.1
