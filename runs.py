@@ -3,9 +3,7 @@
 with runs.start(OUTPUT_DIR, globals()) as run:
     ...
     history = run.resume(model=model, optimizer=optimizer)
-    for epoch in range(len(history) + 1, EPOCHS + 1):
-        ...
-        run.checkpoint(history)
+    ...  # one epoch after the other, each with run.checkpoint(history)
     run.finish(results, history)
 """
 
@@ -36,7 +34,6 @@ ROOT = Path(__file__).parent
 # Constants that scripts share by name, as regular expressions: type, lowest and highest value. The first match counts.
 LIMITS = (
     (r"(\w+_)?SEED", int, 0, 2**63 - 1),
-    (r"N_CATEGORIES", int, 2, 10**6),
     (r"EPOCHS|BATCH_SIZE|IMAGES_PER_EPOCH|R1_EVERY|LATENT_DIM|N_\w+", int, 1, 10**9),
     (r"EMA_DECAY|BETA[12]|MAX_SCALE|MAX_WIDTH", float, 0, 0.999999),
     (r"\w+_FROM", float, 0, 1),
@@ -58,9 +55,8 @@ def command(main: Callable, rows: Collection[str] = ()) -> None:
     if Path(sys.argv[0]).resolve() == Path(getattr(script, "__file__", None) or ".").resolve():
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.reconfigure(errors="replace")  # a terminal without the signs of the log
-        parser = argparse.ArgumentParser(
-            description=script.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        layout = argparse.RawDescriptionHelpFormatter
+        parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=layout)
         parser.add_argument("rows", nargs="*", help=", ".join(rows) or argparse.SUPPRESS)
         names = parser.parse_args().rows
         if unknown := [name for name in names if name not in rows]:
@@ -90,8 +86,7 @@ def check(values: dict) -> None:
 
 def first_difference(before: dict, now: dict) -> str | None:
     """The first name whose values differ, but for constants that change no result."""
-    names = [name for name in now | before if name not in WITHOUT_EFFECT]
-    return next((name for name in names if now.get(name) != before.get(name)), None)
+    return next((k for k in now | before if k not in WITHOUT_EFFECT and now.get(k) != before.get(k)), None)
 
 
 def fingerprint(script: Path) -> str:
@@ -118,8 +113,7 @@ def fingerprint(script: Path) -> str:
     while queue:
         if (name := queue.pop()) in defined and name not in reached:
             reached[name] = _plain(defined[name])
-            parts = [part for node in defined[name] for part in ast.walk(node)]
-            queue += [getattr(part, "attr", getattr(part, "id", "")) for part in parts]
+            queue += [getattr(n, "attr", getattr(n, "id", "")) for node in defined[name] for n in ast.walk(node)]
     return hashlib.sha256(repr(sorted(reached.items())).encode()).hexdigest()[:16]
 
 
@@ -229,8 +223,7 @@ class Run:
         """
         numbers = {name: value for name, value in history[-1].items() if isinstance(value, float)}
         if bad := [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]:
-            what = f"{bad[0]} in epoch {history[-1]['epoch']}"
-            raise SystemExit(f"{what}: try a lower LEARNING_RATE or other weights in the loss. What was saved is kept.")
+            raise SystemExit(f"{bad[0]} in epoch {history[-1]['epoch']}: try a lower LEARNING_RATE. Saved epochs stay.")
         rng = [part.get_rng_state() for part in self._generators]
         states = {name: part.state_dict() for name, part in self._parts.items()}
         content = {"constants": self.constants, "code": self.code, "versions": self.versions}
@@ -338,8 +331,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise SystemExit(f"{path} could not be written ({error.strerror}); what was there is unchanged.") from None
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -361,8 +353,7 @@ def load_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
-        why = "damaged or not this project's: delete it and" if path.exists() else "not there:"
-        raise SystemExit(f"{path} is {why} run the script that writes it.") from None
+        raise SystemExit(f"{path} is missing, damaged or foreign: delete it and run the script that writes it.") from None
 
 
 def save_model(path: Path, model: torch.nn.Module, *sizes: int) -> None:
@@ -373,8 +364,7 @@ def save_model(path: Path, model: torch.nn.Module, *sizes: int) -> None:
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of a network's weights on the CPU, under its own names, also if torch.compile has wrapped it."""
-    state = getattr(model, "_orig_mod", model).state_dict()
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    return {k: tensor.detach().cpu().clone() for k, tensor in getattr(model, "_orig_mod", model).state_dict().items()}
 
 
 def load_model(path: Path, cls: type) -> torch.nn.Module:
