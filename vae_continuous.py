@@ -11,7 +11,7 @@ Paper: Kingma & Welling, Auto-Encoding Variational Bayes, 2014.
 """
 
 import copy
-import functools
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -161,8 +161,7 @@ def main() -> dict:
                     for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
                         mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))
 
-            terms_of = functools.partial(elbo_terms, averaged)
-            row = metrics.epoch_row(seen, terms_of, averaged, train, test)
+            row = metrics.epoch_row(seen, partial(elbo_terms, averaged), averaged, train, test)
             history.append({"epoch": epoch, "seconds": run.seconds(), **row})
             run.checkpoint(history)  # with the state of what resume() was given
             metrics.print_epoch(history, EPOCHS)

@@ -12,8 +12,8 @@ Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete
 """
 
 import copy
-import functools
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -172,8 +172,7 @@ def main() -> dict:
                     for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
                         mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))
 
-            terms_of = functools.partial(elbo_terms, averaged, tau=tau, hard=HARD)
-            row = metrics.epoch_row(seen, terms_of, averaged, train, test)
+            row = metrics.epoch_row(seen, partial(elbo_terms, averaged, tau=tau, hard=HARD), averaged, train, test)
             history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
             run.checkpoint(history)  # with the state of what resume() was given
             metrics.print_epoch(history, EPOCHS)
@@ -181,7 +180,7 @@ def main() -> dict:
         # Only from here on are labels used. They score what was learned.
         run.end_training()
         runs.save_model(OUTPUT_DIR / "model.pt", averaged, N_VARIABLES, N_CATEGORIES)
-        terms_of = functools.partial(elbo_terms, averaged, tau=history[-1]["tau"])
+        terms_of = partial(elbo_terms, averaged, tau=history[-1]["tau"])
         scores = metrics.evaluate(averaged, terms_of, train, test)
         figures(averaged, test, scores, history)
         return run.finish(scores.results, history)

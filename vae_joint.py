@@ -14,8 +14,8 @@ Distribution, 2017 (the categorical latent); Dupont, Learning Disentangled Joint
 """
 
 import copy
-import functools
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -199,8 +199,7 @@ def main() -> dict:
                     for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
                         mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))
 
-            terms_of = functools.partial(elbo_terms, averaged, tau=tau, hard=HARD)
-            row = metrics.epoch_row(seen, terms_of, averaged, train, test)
+            row = metrics.epoch_row(seen, partial(elbo_terms, averaged, tau=tau, hard=HARD), averaged, train, test)
             history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
             run.checkpoint(history)  # with the state of what resume() was given
             metrics.print_epoch(history, EPOCHS)
@@ -208,7 +207,7 @@ def main() -> dict:
         # Only from here on are labels used. They score what was learned.
         run.end_training()
         runs.save_model(OUTPUT_DIR / "model.pt", averaged, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
-        terms_of = functools.partial(elbo_terms, averaged, tau=history[-1]["tau"])
+        terms_of = partial(elbo_terms, averaged, tau=history[-1]["tau"])
         scores = metrics.evaluate(averaged, terms_of, train, test)  # with relaxed and with one-hot samples
         scores.results.update(metrics.color_wheel_scores(averaged.latents, scores.test_codes, test))
         figures(averaged, train, test, scores, history)
