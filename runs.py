@@ -353,7 +353,7 @@ def load_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
-        raise SystemExit(f"{path} is missing, damaged or foreign: delete it and run the script that writes it.") from None
+        raise SystemExit(f"{path} is missing, damaged or foreign: delete it, run the script that writes it.") from None
 
 
 def save_model(path: Path, model: torch.nn.Module, *sizes: int) -> None:
