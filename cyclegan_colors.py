@@ -1,27 +1,31 @@
-"""Colour translation: two generators recolour digits between two colourings without ever seeing a pair.
+"""Colour translation: two generators recolour digits between two colourings, without pairs.
 
-In domain A each digit wears a colour of its own. In domain B the same ten colours are assigned differently (data.py).
-The images of the two domains come from different halves of MNIST, so no digit image exists in both. The discriminator
-of a domain separates its real images from translated ones. It sees shape and colour together, so a 3 in another digit's
-colour looks fake to it, which pushes the generator towards the right permutation of the ten colours. Digits that look
-alike are the difficult part: a generator may exchange the colours of 4s and 9s, and begin to bend one shape into the
-other. The cycle loss works against that. The true target of every test image is known, so success is measured exactly.
+In domain A each digit wears a colour of its own. In domain B the same ten colours are assigned
+differently (data.py). The images of the two domains come from different halves of MNIST, so no
+digit image exists in both. The discriminator of a domain separates its real images from translated
+ones. It sees shape and colour together, so a 3 in another digit's colour looks fake to it, which
+pushes the generator towards the right permutation of the ten colours. Digits that look alike are
+the difficult part: a generator may exchange the colours of 4s and 9s, and begin to bend one shape
+into the other. The cycle loss works against that. The true target of every test image is known, so
+success is measured exactly.
 
     python cyclegan_colors.py    # edit the constants below, run again
 
-Result, mean ± standard deviation over five seeds: of the 10,000 test images 100.0 ± 0.0% (A → B) and 100.0 ± 0.0%
-(B → A) get the right colour, 99.9 ± 0.1% and 100.0 ± 0.0% exactly, and 99.6 ± 0.0% and 99.6 ± 0.0% keep their digit
-(99.6% of the true targets do). 8,000 updates took 37 minutes on one core of an AMD EPYC (Zen 5, bfloat16), torch
-2.14.1, and 22 on two; on two of an older one (Zen 3, float32) 6,000 took 78. 99% of the colours were right in both
-directions after 1,000 to 1,250. The default constants keep the homework's batch and rate. The faster ones below need a
-sixth of the time. docs/results.md has each row in full, other colours, and what happens without penalty.
+Result, mean ± standard deviation over five seeds: of the 10,000 test images 100.0 ± 0.0% (A → B)
+and 100.0 ± 0.0% (B → A) get the right colour, 99.9 ± 0.1% and 100.0 ± 0.0% exactly, and 99.6 ± 0.0%
+and 99.6 ± 0.0% keep their digit (99.6% of the true targets do). 8,000 updates took 37 minutes on
+one core of an AMD EPYC (Zen 5, bfloat16), torch 2.14.1, and 22 on two; on two of an older one (Zen
+3, float32) 6,000 took 78. 99% of the colours were right in both directions after 1,000 to 1,250.
+The default constants keep the homework's batch and rate. The faster ones below need a sixth of the
+time. docs/results.md has each row in full, other colours, and what happens without penalty.
 
-Papers: LeCun et al., Efficient BackProp, 1998 (inputs that are not all positive); Goodfellow et al., Generative
-Adversarial Networks, 2014; He et al., Delving Deep into Rectifiers, 2015 (the discriminators' first weights); Zhu et
-al., Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks, 2017; Karras et al., Progressive
-Growing of GANs for Improved Quality, Stability, and Variation, 2018 (the averaged generators); Mescheder, Geiger &
-Nowozin, Which Training Methods for GANs do actually Converge?, 2018 (the gradient penalty); Karras et al., Analyzing
-and Improving the Image Quality of StyleGAN, 2020 (computing it only now and then).
+Papers: LeCun et al., Efficient BackProp, 1998 (inputs that are not all positive); Goodfellow et
+al., Generative Adversarial Networks, 2014; He et al., Delving Deep into Rectifiers, 2015 (the
+discriminators' first weights); Zhu et al., Unpaired Image-to-Image Translation using
+Cycle-Consistent Adversarial Networks, 2017; Karras et al., Progressive Growing of GANs for Improved
+Quality, Stability, and Variation, 2018 (the averaged generators); Mescheder, Geiger & Nowozin,
+Which Training Methods for GANs do actually Converge?, 2018 (the gradient penalty); Karras et al.,
+Analyzing and Improving the Image Quality of StyleGAN, 2020 (computing it only now and then).
 """
 
 import copy
@@ -41,33 +45,33 @@ import plots
 import runs
 
 # Networks.
-INPUT_RANGE = (-2.5, 7.5)  # generators see pixels stretched from [0, 1] to this range; (0.0, 1.0): as they are
-HE_WEIGHTS = True  # discriminators start with He et al.'s weights (2015), 2.4 times torch's; False: torch's
+INPUT_RANGE = (-2.5, 7.5)  # generators stretch pixels from [0, 1] to it; (0.0, 1.0): as they are
+HE_WEIGHTS = True  # discriminators start with He et al.'s, 2.4 times torch's; False: torch's
 
-# Losses. The penalty keeps the right permutation once it is found; the cycle losses make colours exact.
+# Losses. The penalty keeps the right permutation once found; cycle losses make colours exact.
 R1_WEIGHT = 0.3  # half the squared gradient of the discriminators at real images; 0: none
-R1_EVERY = 4  # steps from one penalty to the next, which is so many times as strong; more of them save time
+R1_EVERY = 4  # steps from one penalty to the next, so many times as strong; more save time
 CYCLE_WEIGHT = 2.0  # mean absolute error of an image translated there and back; 0: none
 REFINE_WEIGHT = 40.0  # mean squared error of the same, from REFINE_FROM on; 0: none
 
 # Adam, for all four networks.
 LEARNING_RATE = 0.0003
 BETA1 = 0.5  # until REFINE_FROM, then 0.9: a short memory of gradients finds the permutation sooner
-BETA2 = 0.95  # usual: 0.999; with a shorter memory of squared gradients, steps of the same rate go further
-EMA_DECAY = 0.998  # of the average of the generators' weights, which is scored, shown and saved; 0: the last weights
+BETA2 = 0.95  # usual: 0.999; a shorter memory of squared gradients makes steps go further
+EMA_DECAY = 0.998  # of the generators' average, which is scored, shown and saved; 0: last weights
 
-# The run: search, refine, settle. Faster, and tried on many colours: EPOCHS = 8, IMAGES_PER_EPOCH = 16_000,
-# BATCH_SIZE = 32, LEARNING_RATE = 0.002, CYCLE_WEIGHT = 10.0, INPUT_RANGE = (0.0, 1.0), REFINE_FROM = 0.3,
-# REFINE_WEIGHT = 0.0.
+# The run: search, refine, settle. Faster, and tried on many colours: EPOCHS = 8,
+# IMAGES_PER_EPOCH = 16_000, BATCH_SIZE = 32, LEARNING_RATE = 0.002, CYCLE_WEIGHT = 10.0,
+# INPUT_RANGE = (0.0, 1.0), REFINE_FROM = 0.3, REFINE_WEIGHT = 0.0.
 EPOCHS = 32
-IMAGES_PER_EPOCH = 30_000  # from each domain, drawn anew for each epoch; all of a domain's if it has fewer
+IMAGES_PER_EPOCH = 30_000  # from each domain, drawn anew for each epoch; at most all
 BATCH_SIZE = 120  # images of each domain
 REFINE_FROM = 0.35  # share of the steps; 1: never
 DECAY_FROM = 0.7  # share of the steps after which the rate falls linearly to 0; 1: never
 SEED = 0  # seeds the weights, the halves and the order of the images
-DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if there is one, else the CPU; or name it: "cuda", "mps", "cpu"
+DEVICE = "auto"  # a CUDA or ROCm GPU if there is one, else the CPU; or "cuda", "mps", "cpu"
 PRECISION = "auto"  # in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-RESUME = True  # True resumes an unfinished run of the same code and constants, False always starts over
+RESUME = True  # go on with an unfinished run of the same code and constants; False: start over
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "cyclegan_colors"
 
@@ -77,7 +81,8 @@ OUTPUT_DIR = runs.ROOT / "outputs" / "cyclegan_colors"
 class Discriminator(nn.Sequential):
     """Images (B, 3, 28, 28) → logit (B, 1) of being real; the loss applies the sigmoid.
 
-    The first weights are He et al.'s (normal, standard deviation √(2 / inputs of a unit), biases 0) or torch's own.
+    The first weights are He et al.'s (normal, standard deviation √(2 / inputs of a unit), biases 0)
+    or torch's own.
     """
 
     def __init__(self, he_weights: bool = True):
@@ -100,21 +105,22 @@ class Discriminator(nn.Sequential):
 
 
 class Generator(nn.Sequential):
-    """Images (B, 3, 28, 28) of one domain → images of the other, (B, 3, 28, 28), not clamped to [0, 1].
+    """Images (B, 3, 28, 28) of one domain → of the other, (B, 3, 28, 28), not clamped to [0, 1].
 
-    A pixel depends on the 7 × 7 around it: enough to recolour a digit by its strokes, and to bend them a little. The
-    first layer takes pixels stretched from [0, 1] to `input_range`.
+    A pixel depends on the 7 × 7 around it: enough to recolour a digit by its strokes, and to bend
+    them a little. The first layer takes pixels stretched from [0, 1] to `input_range`, which is
+    saved with the weights.
     """
 
     def __init__(self, input_range: tuple[float, float] = (0, 1)):
         super().__init__(
             nn.Conv2d(3, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 2, padding=1),  # (B, 64, 29, 29): the next kernel, of size 4, takes the extra pixel back
+            nn.Conv2d(32, 64, 2, padding=1),  # (B, 64, 29, 29): the next kernel has size 4
             nn.ReLU(),
             nn.Conv2d(64, 3, 4, padding=1),  # (B, 3, 28, 28)
         )
-        self.register_buffer("input_range", torch.tensor(input_range, dtype=torch.float32))  # saved with the weights
+        self.register_buffer("input_range", torch.tensor(input_range, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         black, full = self.input_range
@@ -122,15 +128,15 @@ class Generator(nn.Sequential):
 
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """Mean over the batch of |d logit / d image|²: R1 of Mescheder et al. 2018. Logit i depends only on image i."""
+    """Mean |d logit / d image|², each logit its own image's alone: R1, Mescheder et al. 2018."""
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean()
 
 
 def discriminator_loss(discriminator: Discriminator, real: Tensor, fake: Tensor, r1_weight: float) -> Tensor:
-    """Mean BCE of real images with 1, plus mean BCE of fake ones with 0, plus r1_weight / 2 × the real ones' penalty.
+    """Mean BCE of real images with 1 and of fake ones with 0, plus r1_weight / 2 × R1 penalty.
 
-    Goodfellow et al. 2014; fake images are not penalized, as in R1.
+    Goodfellow et al. 2014. The penalty is on real images only, as in R1.
     """
     fake, penalty = fake.detach(), 0
     if r1_weight:
@@ -138,18 +144,19 @@ def discriminator_loss(discriminator: Discriminator, real: Tensor, fake: Tensor,
         on_real, on_fake = discriminator(real).float(), discriminator(fake).float()
         penalty = r1_weight / 2 * gradient_penalty(on_real, real)
     else:
-        on_real, on_fake = discriminator(torch.cat([real, fake])).float().chunk(2)  # one pass for both
-    return F.softplus(-on_real).mean() + F.softplus(on_fake).mean() + penalty  # BCE of the sigmoid with 1 and with 0
+        on_real, on_fake = discriminator(torch.cat([real, fake])).float().chunk(2)
+    return F.softplus(-on_real).mean() + F.softplus(on_fake).mean() + penalty
 
 
 def generator_loss(discriminator: Discriminator, fake: Tensor) -> Tensor:
-    """Mean BCE of fake images with 1: the generator's own, non-saturating loss of Goodfellow et al. 2014."""
+    """Mean BCE of fake images with 1: the non-saturating loss of Goodfellow et al. 2014."""
     return F.softplus(-discriminator(fake).float()).mean()
 
 
 def cycle_loss(back: Generator, fake: Tensor, original: Tensor, weight: float, squared_weight: float) -> Tensor | float:
-    """weight × mean absolute + squared_weight × mean squared error of fake images that `back` translates to where they
-    came from, the original ones. Zhu et al. 2017; it trains both generators.
+    """Error of fake images that `back` translates to their originals. Zhu et al. 2017.
+
+    weight × mean absolute + squared_weight × mean squared error. It trains both generators.
     """
     if weight == squared_weight == 0:
         return 0.0
@@ -159,7 +166,7 @@ def cycle_loss(back: Generator, fake: Tensor, original: Tensor, weight: float, s
 
 
 def load_model(path: Path) -> tuple[nn.Module, nn.Module]:
-    """(a_to_b, b_to_a) from a generators.pt: frozen modules, images (B, 3, 28, 28) → the same in [0, 1]."""
+    """(a_to_b, b_to_a) from a generators.pt: frozen, (B, 3, 28, 28) → the same in [0, 1]."""
     saved, generators = runs.load_torch(path), []
     try:
         for name in ("a_to_b", "b_to_a"):
@@ -177,7 +184,7 @@ def clamped(generator: Generator) -> nn.Module:
 
 @dataclass
 class Domain:
-    """One of the two domains: its colours, its half of the training images, and what is trained for it."""
+    """One of the two domains: its colours, its half of the images, and what is trained for it."""
 
     colors: Tensor  # RGB (10, 3), by digit
     train: data.ColoredSet  # its real images
@@ -194,8 +201,8 @@ class Domain:
 
 
 def make_domain(train: data.ColoredSet, colors: Tensor, generator: Generator, discriminator: Discriminator) -> Domain:
-    """A domain with these networks on the device of its images; the learning rates are set at each step."""
-    for network in (generator, discriminator):  # channels_last and fused: faster, and the same up to rounding
+    """A domain with these networks, on the device of its images. Steps set the learning rates."""
+    for network in (generator, discriminator):  # channels_last and fused: faster
         network.to(train.images.device, memory_format=torch.channels_last)
     averaged = copy.deepcopy(generator).requires_grad_(False)
     adams = [torch.optim.Adam(network.parameters(), fused=True) for network in (generator, discriminator)]
@@ -203,12 +210,12 @@ def make_domain(train: data.ColoredSet, colors: Tensor, generator: Generator, di
 
 
 def halves(images: Tensor, digits: Tensor, colors: list[Tensor], device: torch.device) -> list[data.ColoredSet]:
-    """Images uint8 (n, 28, 28) by digit (n,) in two random halves, each in its domain's colours, RGB (10, 3).
+    """Images uint8 (n, 28, 28) by digit (n,) in two random halves, in the domains' RGB (10, 3).
 
-    Unpaired: one half only ever appears in A's colours, the other in B's. Here the digits choose the colours. No
-    network sees them.
+    Unpaired: one half only ever appears in A's colours, the other in B's. Here the digits choose
+    the colours. No network sees them.
     """
-    parts = torch.randperm(len(images))[: len(images) // 2 * 2].chunk(2)  # equal in size; the same in a resumed run
+    parts = torch.randperm(len(images))[: len(images) // 2 * 2].chunk(2)  # equal in size
     sets = [(images[part], digits[part], palette[digits[part]]) for part, palette in zip(parts, colors, strict=True)]
     return [data.ColoredSet(*(tensor.to(device) for tensor in tensors)) for tensors in sets]
 
@@ -231,7 +238,7 @@ def main() -> dict:
             "a_to_b": metrics.Direction(clamped(b.averaged), a.colors, b.colors),
             "b_to_a": metrics.Direction(clamped(a.averaged), b.colors, a.colors),
         }
-        history = run.resume(**a.parts("a"), **b.parts("b"))  # a row for each finished epoch, and one for none
+        history = run.resume(**a.parts("a"), **b.parts("b"))  # a row an epoch, and for none
         if not history:
             history = [{"epoch": 0, "step": 0, "seconds": run.seconds(), **metrics.translation_row(directions, *test)}]
         n = min(IMAGES_PER_EPOCH, len(train_a))  # images that an epoch takes from each domain
@@ -262,7 +269,7 @@ def main() -> dict:
                     domain.discriminator_adam.step()
                     losses.append(loss.detach())
 
-                # 2. Both generators: fakes that look real and, translated back, are what they were made from.
+                # 2. Both generators: fakes that look real and translate back to their originals.
                 squared_weight = REFINE_WEIGHT * refining
                 for domain, fake, other, source in ((a, fakes[0], b, real_b), (b, fakes[1], a, real_a)):
                     domain.discriminator.requires_grad_(False)  # gradients only pass through
@@ -273,7 +280,7 @@ def main() -> dict:
                     domain.discriminator.requires_grad_(True)
                     losses.append(loss.detach())
 
-                # 3. The generators' step, and the averages of their weights: at first of a ninth of the steps so far.
+                # 3. The generators' step, and averages of weights, at first of a ninth of steps.
                 for domain in (a, b):
                     domain.generator_adam.step()
                     domain.generator_adam.zero_grad()
@@ -297,12 +304,12 @@ def main() -> dict:
 
 
 def rate(step: int, steps: int, decay_from: float) -> float:
-    """The learning rate as a share of the first: 1 until this share of the steps, then falling linearly to 0."""
+    """The learning rate as a share of the first: 1 until `decay_from`, then linear to 0."""
     return min(1, (1 - step / steps) / max(1 - decay_from, 1 / steps))
 
 
 def updates_to_99(history: list[dict]) -> int | None:
-    """The updates after which 99% of the colours were first right in both directions, by the log; None if never."""
+    """Updates after which 99% of colours were first right both ways, by the log; None if never."""
     reached = (row["step"] for row in history if min(row["a_to_b_color"], row["b_to_a_color"]) >= 0.99)
     return next(reached, None)
 

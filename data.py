@@ -42,7 +42,7 @@ TRAIN_COLOR_SEED = 1
 TEST_COLOR_SEED = 2
 
 # How strokes become pictures.
-BOX = 18  # pixels, the larger side of the box around the middle of the strokes: ink of 20, as MNIST's
+BOX = 18  # pixels, larger side of the box around the strokes' middles: 20 with ink, as MNIST
 RADIUS = 1.2  # pixels, half the thickness of a stroke: as thick as MNIST's, 2.4 pixels
 
 # Domains of cyclegan_colors.py, CSS names by digit. In B a digit has the next digit's colour in A.
@@ -117,9 +117,9 @@ def class_names() -> list[str]:
 def deform(x: Tensor, shift: float, rotation: float, scale: float, elastic: float = 0) -> Tensor:
     """Images (B, C, 28, 28), shifted, turned, scaled and distorted at random.
 
-    The first three are bounds of uniform distributions around none: pixels along each axis, degrees,
-    a share of the size. `elastic` is the standard deviation, in pixels, of a displacement drawn at
-    5 × 5 points and interpolated between them (after Simard et al. 2003). Outside is black.
+    The first three bound uniform distributions around none: pixels along each axis, degrees, a
+    share of the size. `elastic` is the standard deviation, in pixels, of a displacement drawn at 5
+    × 5 points and interpolated between them (after Simard et al. 2003). Outside is black.
     """
     shifts, angles, scales = torch.rand(3, 2, len(x), dtype=x.dtype, device=x.device) * 2 - 1
     shifts = shifts * shift / 14  # grid_sample's coordinates span [-1, 1]
@@ -147,11 +147,12 @@ def restyle(x: Tensor, shear: Tensor, log_width: Tensor, weight: Tensor) -> Tens
 
 
 def thicken(x: Tensor, weight: Tensor) -> Tensor:
-    """Images (B, C, 28, 28) in [0, 1], strokes thicker by `weight` (B,) pixels of metrics.weight_of, or thinner.
+    """Images (B, C, 28, 28) in [0, 1] with strokes `weight` (B,) pixels thicker, or thinner if < 0.
 
     x + t (m - x), where m is the 3 × 3 maximum: t > 0 fills the pixels around a stroke, t < 0 takes
-    its edges away and leaves its middle. t was fitted to training images: from -0.5 to 1 pixel, the
-    mean change is right within 0.02 pixels, and its standard deviation is at most 0.12.
+    its edges away and leaves its middle. t was fitted to training images, to pixels of
+    metrics.weight_of: from -0.5 to 1 pixel, the mean change is right within 0.02 pixels, and its
+    standard deviation is at most 0.12.
     """
     t = torch.where(weight > 0, weight / 2.57, weight / (1.19 + 1.32 * weight.clamp(min=-0.6)))
     return (x + t[:, None, None, None] * (F.max_pool2d(x, 3, 1, 1) - x)).clamp(0, 1)
@@ -265,29 +266,34 @@ def mean_level(colored: ColoredSet) -> Tensor:
 # ----------------------------------------------------------------------------------------- drawings
 
 
-def drawings() -> tuple[Tensor, Tensor]:
-    """330 digits in eleven designed hands: uint8 (n, 28, 28), digits int64 (n,). No model trains on them.
+def strokes() -> list[dict]:
+    """330 digits in eleven designed hands: "digit", "hand" and "strokes", in a field of 400 × 400.
 
-    They have shapes that MNIST hardly has. datasets/drawings.json holds their strokes, in a field of
-    400 × 400. One author designed them before any model was tuned, and only their clarity to a
-    reader decided what stayed.
+    They have shapes that MNIST hardly has. One author designed them before any model was tuned, and
+    only their clarity to a reader decided what stayed. No model trains on them.
     """
     file = Path(__file__).with_name("datasets") / "drawings.json"
-    drawn = json.loads(file.read_text(encoding="utf-8"))
-    return torch.stack([render(drawing["strokes"]) for drawing in drawn]), torch.tensor([d["digit"] for d in drawn])
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
-def render(strokes: list[list[list[float]]]) -> Tensor:
-    """Strokes, each a list of points [x, y] with y down, as MNIST's digits are: uint8 (28, 28), ink 255.
+def drawings() -> tuple[Tensor, Tensor]:
+    """The pictures of all strokes(), uint8 (n, 28, 28), and their digits, int64 (n,)."""
+    drawn = strokes()
+    return torch.stack([render(d["strokes"]) for d in drawn]), torch.tensor([d["digit"] for d in drawn])
+
+
+def render(lines: list[list[list[float]]]) -> Tensor:
+    """Strokes, lists of points [x, y] with y down, drawn as MNIST's are: uint8 (28, 28), ink 255.
 
     Their box is scaled, then moved until the centre of mass is in the middle of pixel (14, 14), as
     MNIST's is (LeCun et al. 1998). The page takes the same steps.
     """
-    lines = [np.array(stroke, dtype=np.float64) for stroke in strokes if stroke]
+    lines = [np.array(stroke, dtype=np.float64) for stroke in lines if stroke]
     low, high = np.concatenate(lines).min(0), np.concatenate(lines).max(0)
     scale = BOX / max(*(high - low), 1e-9)
-    start = np.concatenate([line[: max(len(line) - 1, 1)] for line in lines])  # of the segments, (n, 2): a lone dot
-    end = np.concatenate([line[min(len(line) - 1, 1) :] for line in lines])  # is a segment of no length
+    # Segments from start to end, each (n, 2). A lone dot is one of no length.
+    start = np.concatenate([line[: max(len(line) - 1, 1)] for line in lines])
+    end = np.concatenate([line[min(len(line) - 1, 1) :] for line in lines])
     start, end = ((points - (low + high) / 2) * scale + 14 for points in (start, end))
     level, middle = _rasterize(start, end), np.arange(28) + 0.5
     mass = np.array([level.sum(0) @ middle, level.sum(1) @ middle]) / level.sum()
@@ -298,7 +304,7 @@ def render(strokes: list[list[list[float]]]) -> Tensor:
 def _rasterize(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Segments between points (n, 2), in pixels → grey levels (28, 28) in [0, 1]."""
     middle = np.arange(28) + 0.5
-    pixels = np.stack(np.meshgrid(middle, middle), -1)[:, :, None]  # (28, 28, 1, 2): rows, columns, (x, y)
+    pixels = np.stack(np.meshgrid(middle, middle), -1)[:, :, None]  # (28, 28, 1, 2)
     along = end - start
     share = ((pixels - start) * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-9)
     nearest = start + share.clip(0, 1)[..., None] * along  # (28, 28, n, 2)

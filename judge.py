@@ -1,9 +1,9 @@
-"""The judge: a digit classifier that scores the pictures of the other scripts. No other network is trained on labels.
+"""The judge: a digit classifier that scores pictures. No other network is trained on labels.
 
-    python judge.py              # trains it; its weights are tracked, so that no other run has to wait for it
+    python judge.py              # trains it; its weights are tracked, so no other run has to wait
 
-It sees the maximum over the channels, scaled to a peak of 1, so that colour and brightness do not matter. Its share
-right on the 10,000 test digits is in outputs/judge/<DATASET>/metrics.json.
+It sees the maximum over the channels, scaled to a peak of 1, so that colour and brightness do not
+matter. Its share right on the 10,000 test digits is in outputs/judge/<DATASET>/metrics.json.
 """
 
 import functools
@@ -52,7 +52,7 @@ class Judge(nn.Sequential):
 
 
 def main() -> dict[str, float]:
-    """Trains the judge and saves its weights. Returns its shares right on the test digits, in grey and in colour."""
+    """Trains and saves the judge. Returns its shares right on test digits, grey and in colour."""
     with runs.start(Path(OUTPUT_DIR) / str(data.DATASET), globals(), data.RANDOM_COLORS) as run:
         train, test = data.colored_set(train=True, device=run.device), data.colored_set(train=False, device=run.device)
         run.code |= {"images": len(train)}
@@ -87,7 +87,7 @@ def main() -> dict[str, float]:
 
 
 def load(device: torch.device) -> Judge:
-    """The trained judge of data.DATASET on a device, in eval mode. Where there is none yet, it is trained first.
+    """The trained judge of data.DATASET on a device, in eval mode. Trains it if there is none.
 
     Exits with one sentence if its file is damaged or holds another network.
     """

@@ -1,7 +1,7 @@
 """The scores: what survives in a picture, and what a latent code controls.
 
-The scripts call this on what they learned. Labels only name and score: nothing here trains a VAE or a generator. Scores
-are shares in [0, 1], hues are degrees, information is in nats.
+The scripts call this on what they learned. Labels only name and score: nothing here trains a VAE
+or a generator. Scores are shares in [0, 1], hues are degrees, information is in nats.
 """
 
 import functools
@@ -17,7 +17,7 @@ import data
 import judge
 
 HUE_TOLERANCE = 15.0  # degrees: a hue is right when it is no further off
-COLOR_TOLERANCE = 0.1  # RGB, Euclidean (black to white is 1.73): a translated colour is exact when it is no further off
+COLOR_TOLERANCE = 0.1  # RGB, Euclidean (black to white: 1.73): largest error of an exact colour
 N_HUES = 24  # requested hues, evenly spaced from 0 degrees
 CODES_PER_REQUEST = 5
 N_SEARCHED = 10_000  # training images whose codes may be chosen for a request
@@ -25,13 +25,13 @@ N_NEIGHBORS = 50  # training codes that decide what a code stands for
 BANDWIDTH = 0.1  # the width of the kernel that weighs them, in the units of the code
 HUE_WIDTH = 10.0  # degrees: how fast a code gets less suitable as its hue is off
 N_HUE_BINS = 12  # for mutual information with the hue
-KNOB_STEPS = {"slant": 10.0, "width": 15.0, "weight": 0.5}  # degrees, %, pixels: how far each knob is moved
+KNOB_STEPS = {"slant": 10.0, "width": 15.0, "weight": 0.5}  # degrees, %, pixels of a move
 SPECK_LEVEL = 0.2  # share of a picture's brightest ink: connected pixels above it are a part
 N_VALUE_BINS = 20  # equally filled bins of a continuous latent, for mutual information
-NOTHING_EXPLAINED = 0.02  # share of the pixels' variance: a code that explains less gets a warning
+NOTHING_EXPLAINED = 0.02  # share of the pixels' variance; a code that explains less is warned of
 
 
-# --------------------------------------------------------------------------------------- reading a picture
+# -------------------------------------------------------------------------------- reading a picture
 
 
 def _in_batches(function: Callable, x: Tensor, size: int = 500) -> Tensor:
@@ -42,11 +42,11 @@ def _in_batches(function: Callable, x: Tensor, size: int = 500) -> Tensor:
 def digit_of(images: Tensor) -> Tensor:
     """Judged digit of images (B, 3, 28, 28) in [0, 1]: int64 (B,)."""
     model = judge.load(images.device)
-    return _in_batches(lambda x: model(x).argmax(1), images, 50)  # fits a processor's cache: faster than 500
+    return _in_batches(lambda x: model(x).argmax(1), images, 50)  # fits a cache: faster than 500
 
 
 def hue_of(images: Tensor) -> Tensor:
-    """Hue in degrees, (B,), of the ink-weighted mean RGB of images (B, 3, 28, 28); NaN where there is none.
+    """Hue in degrees, (B,), of the ink-weighted mean RGB of images (B, 3, 28, 28); NaN without ink.
 
     A pixel's ink is the maximum of its channels, so that the black background does not count.
     """
@@ -60,7 +60,7 @@ def hue_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _moments(images: Tensor) -> tuple[Tensor, ...]:
-    """var(x), var(y), cov(x, y) of the ink about its centre of mass, y downwards, pixels²: three (B,)."""
+    """var(x), var(y), cov(x, y) of the ink about its centre, y downwards, pixels²: three (B,)."""
     ink = images.amax(1)
     axis, mass = torch.arange(28.0, device=ink.device), ink.sum((1, 2))
     x, y = (ink.sum(1) @ axis / mass)[:, None, None], (ink.sum(2) @ axis / mass)[:, None, None]
@@ -69,24 +69,25 @@ def _moments(images: Tensor) -> tuple[Tensor, ...]:
 
 
 def slant_of(images: Tensor) -> Tensor:
-    """Slant in degrees, (B,), of images (B, C, 28, 28) in [0, 1]: to the right is positive. NaN without ink.
+    """Slant in degrees, (B,), of images (B, C, 28, 28): to the right is positive; NaN without ink.
 
-    atan(-cov(x, y) / var(y)), from the second moments of the ink: the shear that would set the digit upright.
+    atan(-cov(x, y) / var(y)), from the second moments: the shear that would set the digit upright.
     """
     _, var_y, cov = _moments(images)
     return torch.rad2deg(torch.atan(-cov / var_y))
 
 
 def width_of(images: Tensor) -> Tensor:
-    """Width in pixels, (B,), of images (B, C, 28, 28): the standard deviation of x once the slant is taken out."""
+    """Standard deviation of x in pixels, (B,), of images (B, C, 28, 28), the slant taken out."""
     var_x, var_y, cov = _moments(images)
     return (var_x - cov.square() / var_y).clamp(min=0).sqrt()
 
 
 def weight_of(images: Tensor) -> Tensor:
-    """Weight in pixels, (B,), of images (B, C, 28, 28): the thickness of the strokes. NaN without ink.
+    """Thickness of the strokes in pixels, (B,), of images (B, C, 28, 28). NaN without ink.
 
-    2 Σ g / Σ |∇g| with the ink g, forward differences and zeros outside: each of a stroke's two edges adds its length.
+    2 Σ g / Σ |∇g| with the ink g, forward differences and zeros outside: each of a stroke's two
+    edges adds its length.
     """
     g = F.pad(images.amax(1), (1, 1, 1, 1))
     across, down = g[:, :-1, 1:] - g[:, :-1, :-1], g[:, 1:, :-1] - g[:, :-1, :-1]
@@ -94,12 +95,12 @@ def weight_of(images: Tensor) -> Tensor:
 
 
 def styles_of(images: Tensor) -> Tensor:
-    """Slant, 100 × the logarithm of the width, and weight, (B, 3): their differences are degrees, % and pixels."""
+    """Slant, 100 × log width, and weight, (B, 3): their differences are degrees, % and pixels."""
     return torch.stack([slant_of(images), 100 * width_of(images).log(), weight_of(images)], 1)
 
 
 def specks_of(images: Tensor) -> Tensor:
-    """Share of the ink, (B,), outside the largest connected part (eight neighbours) of images (B, C, 28, 28)."""
+    """Share of the ink, (B,), outside the largest 8-connected part of images (B, C, 28, 28)."""
     ink = images.amax(1)
     mask = ink > SPECK_LEVEL * ink.amax((1, 2), keepdim=True)
     ink, labels = (ink * mask).flatten(1), mask * torch.arange(1.0, 785, device=ink.device).view(28, 28)
@@ -110,7 +111,7 @@ def specks_of(images: Tensor) -> Tensor:
 
 
 def _right(images: Tensor, digits: Tensor, hues: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images (B, 3, 28, 28) show the wanted digits, and which the wanted hues: two bool (B,)."""
+    """Which images (B, 3, 28, 28) have the wanted digits, and which the wanted hues: bool (B,)."""
     return digit_of(images) == digits, hue_distance(_in_batches(hue_of, images), hues) <= HUE_TOLERANCE
 
 
@@ -120,12 +121,12 @@ def _shares(name: str, digit: Tensor, hue: Tensor) -> dict[str, float]:
 
 
 def first_of_each_digit(digits: Tensor, n: int) -> Tensor:
-    """Indices (10, n) of the first n images of each digit, in their order (repeated where there are fewer)."""
+    """Indices (10, n) of the first n images of each digit, repeated where there are fewer."""
     places = [(digits == digit).nonzero()[:, 0] for digit in range(10)]
     return torch.stack([place[torch.arange(n, device=place.device) % len(place)] for place in places])
 
 
-# ---------------------------------------------------------------------------------------------------- ELBO
+# --------------------------------------------------------------------------------------------- ELBO
 
 
 def _over(function: Callable, images: data.ColoredSet) -> Tensor:
@@ -135,7 +136,7 @@ def _over(function: Callable, images: data.ColoredSet) -> Tensor:
 
 
 def pixel_entropy(images: data.ColoredSet) -> float:
-    """The binary entropy of a set's fractional pixels, nats per image: no reconstruction loss can be lower."""
+    """Binary entropy of a set's pixels, nats per image: no reconstruction loss is lower."""
 
     def entropy(x: Tensor) -> Tensor:
         return (torch.special.entr(x) + torch.special.entr(1 - x)).sum((1, 2, 3))
@@ -145,7 +146,7 @@ def pixel_entropy(images: data.ColoredSet) -> float:
 
 @torch.inference_mode()
 def mean_terms(terms_of: Callable[[Tensor], dict[str, Tensor]], test: data.ColoredSet) -> dict[str, float]:
-    """Means over a whole set, nats per image. `terms_of(x)`: the terms of -ELBO, summed over a batch (B, 3, 28, 28)."""
+    """Means over a set, nats per image, of terms_of(x), sums over a batch (B, 3, 28, 28)."""
     sums: dict[str, float] = {}
     for index in torch.arange(len(test), device=test.images.device).split(500):
         terms = terms_of(test.colored(index))
@@ -156,9 +157,9 @@ def mean_terms(terms_of: Callable[[Tensor], dict[str, Tensor]], test: data.Color
 def elbo(terms_of: Callable[[Tensor, bool], dict[str, Tensor]], test: data.ColoredSet) -> dict[str, float]:
     """-ELBO on the test set and each of its terms, nats per image, from one sample an image.
 
-    `terms_of(x, hard)` draws relaxed samples, as in training, or one-hot (hard) ones. The relaxed value does not bound
-    the likelihood, because its KL is that of the categories. The hard value does. Without categories the two are two
-    draws of the same.
+    `terms_of(x, hard)` draws relaxed samples, as in training, or one-hot (hard) ones. The relaxed
+    value does not bound the likelihood, because its KL is that of the categories. The hard value
+    does. Without categories the two are two draws of the same.
     """
     results = {"pixel_entropy": pixel_entropy(test)}
     for suffix, hard in (("", False), ("_hard", True)):
@@ -176,10 +177,10 @@ def epoch_row(
     train: data.ColoredSet,
     test: data.ColoredSet,
 ) -> dict[str, float]:
-    """A row of a VAE's history: means over an epoch's batches and over the test set, nats per image.
+    """A row of a VAE's history: means over an epoch's batches and the test set, nats per image.
 
-    `train_terms`: what each batch of the epoch gave, summed over the batch: the terms of -ELBO, and of the loss what
-    else there is. `terms_of(x)`: the terms of -ELBO on test images.
+    `train_terms`: the terms of -ELBO and of the rest of the loss, summed over each batch of the
+    epoch. `terms_of(x)`: the terms of -ELBO on test images.
     """
     sums = map(sum, torch.stack([torch.stack([*terms.values()]) for terms in train_terms]).T.tolist())
     row = {f"train_{name}": value / len(train) for name, value in zip(train_terms[0], sums, strict=True)}
@@ -188,13 +189,13 @@ def epoch_row(
 
 
 def print_epoch(history: list[dict], epochs: int) -> None:
-    """A line of the log for the last row: every term, nats per image. Warns once of a code that carries nothing."""
+    """A line of the log for the last row, nats per image. Warns once of a code that is empty."""
     row, parts = history[-1], [f"epoch {len(history):{len(str(epochs))}d}/{epochs}"]
     for part in ("train", "test"):
         terms = {name.removeprefix(f"{part}_"): value for name, value in row.items() if name.startswith(f"{part}_")}
         parts.append(f"{part}: " + "  ".join(f"{name} {value:6.2f}" for name, value in terms.items()))
     seconds = row["seconds"] - (history[-2]["seconds"] if len(history) > 1 else 0)
-    left = f"  {seconds * (epochs - len(history)) / 60:4.1f} min left" * (len(history) > 1)  # the first has the set-up
+    left = f"  {seconds * (epochs - len(history)) / 60:4.1f} min left" * (len(history) > 1)
     tau = f"tau {row['tau']:.2f}  " if "tau" in row else ""
     print(*parts, f"{tau}{seconds:5.1f} s{left}", sep=" | ", flush=True)
     nothing = [row.get("explained_variance", 1) < NOTHING_EXPLAINED for row in history[-2:]]
@@ -206,13 +207,14 @@ def print_epoch(history: list[dict], epochs: int) -> None:
         )
 
 
-# -------------------------------------------------------------------------------------------- latent usage
+# ------------------------------------------------------------------------------------- latent usage
 
 
 def explained_variance(model: nn.Module, test: data.ColoredSet) -> float:
-    """The share of the variance of the pixels that pictures decoded from codes explain, over 1,000 test images.
+    """Share of the pixels' variance that codes explain when decoded, over 1,000 test images.
 
-    1 - sum (x - picture)² / sum (x - mean image)². At most 1; 0 or less if all images are decoded to the same picture.
+    1 - sum (x - picture)² / sum (x - mean image)². At most 1; 0 or less if all images are decoded
+    to the same picture.
     """
     x = test.colored(slice(1000))
     with torch.inference_mode():
@@ -226,10 +228,10 @@ def codes_of(model: nn.Module, images: data.ColoredSet) -> Tensor:
 
 
 def mutual_information(a: Tensor, b: Tensor) -> float:
-    """Mutual information in nats of two int64 vectors (n,) with values from 0, from their joint histogram.
+    """Mutual information in nats of two int64 vectors (n,), from 0 on, by their joint histogram.
 
-    This plug-in estimate is too high by about (|A| - 1)(|B| - 1) / 2n (Miller 1955): 0.01 nats for 20 bins, 12 hues
-    and 10,000 images.
+    This plug-in estimate is too high by about (|A| - 1)(|B| - 1) / 2n (Miller 1955): 0.01 nats for
+    20 bins, 12 hues and 10,000 images.
     """
     n_a, n_b = int(a.max()) + 1, int(b.max()) + 1
     joint = torch.bincount((a * n_b + b).cpu(), minlength=n_a * n_b).double().view(n_a, n_b) / len(a)
@@ -238,9 +240,10 @@ def mutual_information(a: Tensor, b: Tensor) -> float:
 
 
 def discretize(latent: Tensor) -> Tensor:
-    """One latent's columns of the codes, (n, width) → int64 (n,): its category, or the bin of its value or angle.
+    """A latent's columns (n, width) → int64 (n,): its category, or the bin of its value or angle.
 
-    The N_VALUE_BINS bins of a number (width 1), or of the angle of two, hold equally many of the n values.
+    The N_VALUE_BINS bins of a number (width 1), or of the angle of two, hold equally many of the n
+    values.
     """
     if is_categorical(latent):
         return latent.argmax(1)
@@ -255,7 +258,7 @@ def is_categorical(latent: Tensor) -> bool:
 
 
 def latent_information(latents: dict[str, slice], codes: Tensor, images: data.ColoredSet) -> dict[str, dict]:
-    """mi_digit and mi_hue of each latent: mutual information with digit and hue (N_HUE_BINS bins), in nats."""
+    """mi_digit and mi_hue (N_HUE_BINS bins) of each latent: mutual information in nats."""
     hue_bins = (images.hues.nan_to_num() * N_HUE_BINS / 360).long().clamp(max=N_HUE_BINS - 1)
     values = {name: discretize(codes[:, columns]) for name, columns in latents.items()}
     factors = {"mi_digit": images.digits, "mi_hue": hue_bins}
@@ -266,7 +269,7 @@ def latent_information(latents: dict[str, slice], codes: Tensor, images: data.Co
 
 
 def latent_usage(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict[str, dict]:
-    """KL, mutual information and categories in use of each latent on test images. Warns of a latent that is unused."""
+    """KL, information and used categories of each latent on test images. Warns of unused ones."""
     kl = _over(model.kl, test).mean(0)
     usage = latent_information(model.latents, codes, test)
     for (name, columns), nats in zip(model.latents.items(), kl.tolist(), strict=True):
@@ -280,19 +283,20 @@ def latent_usage(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict
     return usage
 
 
-# ------------------------------------------------------------------------------------------------- control
+# ------------------------------------------------------------------------------------------ control
 
 
 def reconstruction(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict[str, float]:
-    """Shares of test images whose digit, hue and both survive in the picture decoded from their code."""
+    """Shares of test images whose digit, hue and both survive in the picture of their code."""
     return _shares("reconstruction", *_right(_in_batches(model.decode, codes), test.digits, test.hues))
 
 
 def color_wheel_scores(latents: dict[str, slice], codes: Tensor, test: data.ColoredSet) -> dict[str, float]:
-    """Is the plane of the first two numbers of the codes (n, D) a colour wheel? Nothing, if they have only one.
+    """How far the first two numbers of codes (n, D) are a colour wheel; {} if there is only one.
 
-    angle_mi_hue, angle_mi_digit: mutual information of the angle (N_VALUE_BINS bins) with the hue and with the digit,
-    in nats; log N_HUE_BINS = 2.48 at most. radius_ink_correlation: Pearson's, of the radius and the image's ink.
+    angle_mi_hue, angle_mi_digit: mutual information of the angle (N_VALUE_BINS bins) with the hue
+    and with the digit, in nats; log N_HUE_BINS = 2.48 at most. radius_ink_correlation: Pearson's,
+    of the radius and the image's ink.
     """
     if "z2" not in latents:
         return {}
@@ -304,35 +308,36 @@ def color_wheel_scores(latents: dict[str, slice], codes: Tensor, test: data.Colo
 
 
 def reconstruction_examples(model: nn.Module, test: data.ColoredSet) -> tuple[Tensor, Tensor]:
-    """The first 8 test images of each digit and the pictures decoded from their codes: two (10, 8, 3, 28, 28)."""
+    """The first 8 test images of each digit and their decoded codes: two (10, 8, 3, 28, 28)."""
     index = first_of_each_digit(test.digits, 8).flatten()
     x = test.colored(index)
     return x.unflatten(0, (10, 8)), model.decode(model.code(x)).unflatten(0, (10, 8))
 
 
 def find_codes(codes: Tensor, train: data.ColoredSet, wanted: Tensor) -> Tensor:
-    """Codes for requests (R, 2) of (digit, hue in degrees), chosen among the training set's codes (n, D): (R, 5, D).
+    """Codes (R, 5, D) for requests (R, 2) of (digit, hue in degrees), out of training codes (n, D).
 
-    One rule for every model, which uses only training codes and labels, neither the decoder nor the judge. A code
-    stands for what its N_NEIGHBORS nearest training codes are: the share of each digit among them, and their mean hue,
-    weighted by a Gaussian kernel of width BANDWIDTH (Nadaraya 1964, Watson 1964), because hues differ by less than
-    digits do. A code suits a request by its share of that digit, times exp(-(hue off / HUE_WIDTH)² / 2), times
-    W / (W + 1), where W is the sum of the weights: dense neighbourhoods are preferred. The best CODES_PER_REQUEST
-    different codes among those of the first N_SEARCHED training images are taken (repeated where there are fewer).
-    BANDWIDTH fits codes of about unit spread, which a KL to N(0, 1) produces. The rule was chosen by its score on
-    models of seed 0: other seeds are the fair test of it.
+    One rule for every model, which uses only training codes and labels, neither the decoder nor the
+    judge. A code stands for what its N_NEIGHBORS nearest training codes are: the share of each
+    digit among them, and their mean hue, weighted by a Gaussian kernel of width BANDWIDTH (Nadaraya
+    1964, Watson 1964), because hues differ by less than digits do. A code suits a request by its
+    share of that digit, times exp(-(hue off / HUE_WIDTH)² / 2), times W / (W + 1), where W is the
+    sum of the weights: dense neighbourhoods are preferred. The best CODES_PER_REQUEST different
+    codes among those of the first N_SEARCHED training images are taken (repeated where there are
+    fewer). BANDWIDTH fits codes of about unit spread, which a KL to N(0, 1) produces. The rule was
+    chosen by its score on models of seed 0: other seeds are the fair test of it.
     """
-    candidates = codes[:N_SEARCHED].cpu().unique(dim=0).to(codes.device)  # (Q, D); Apple's mps has no unique(dim=)
+    candidates = codes[:N_SEARCHED].cpu().unique(dim=0).to(codes.device)  # (Q, D); mps has none
     k = min(N_NEIGHBORS, len(codes))
     nearest = [torch.cdist(part, codes).topk(k, largest=False) for part in candidates.split(500)]
-    neighbors = torch.cat([part.indices for part in nearest])  # (Q, k)
-    weights = torch.cat([(-(part.values / BANDWIDTH).square() / 2).exp() for part in nearest])  # (Q, k)
+    neighbors = torch.cat([part.indices for part in nearest])  # (Q, k), as are weights
+    weights = torch.cat([(-(part.values / BANDWIDTH).square() / 2).exp() for part in nearest])
     shares = F.one_hot(train.digits, 10).to(weights)[neighbors].mean(1)  # (Q, 10)
     angles = torch.deg2rad(train.hues.nan_to_num())[neighbors]  # (Q, k)
-    hues = torch.rad2deg(torch.atan2((weights * angles.sin()).sum(1), (weights * angles.cos()).sum(1)))  # (Q,)
-    density = weights.sum(1) / (weights.sum(1) + 1)  # (Q,)
-    off = hue_distance(hues[None], wanted[:, 1:])  # (R, Q)
-    suits = shares.T[wanted[:, 0].long()] * density * (-(off / HUE_WIDTH).square() / 2).exp()  # (R, Q)
+    hues = torch.rad2deg(torch.atan2((weights * angles.sin()).sum(1), (weights * angles.cos()).sum(1)))
+    density = weights.sum(1) / (weights.sum(1) + 1)  # (Q,), as are hues
+    off = hue_distance(hues[None], wanted[:, 1:])  # (R, Q), as is suits
+    suits = shares.T[wanted[:, 0].long()] * density * (-(off / HUE_WIDTH).square() / 2).exp()
     best = suits.topk(min(CODES_PER_REQUEST, len(candidates))).indices
     return candidates[best[:, torch.arange(CODES_PER_REQUEST) % best.shape[1]]]
 
@@ -346,8 +351,8 @@ def demand_requests() -> Tensor:
 def control_on_demand(model: nn.Module, codes: Tensor, train: data.ColoredSet) -> tuple[dict, Tensor, Tensor]:
     """Meets every request with codes found among those of the training images.
 
-    Returns the shares, the picture of each request's first code, (10, N_HUES, 3, 28, 28), and whether it is right,
-    bool (10, N_HUES).
+    Returns the shares, the pictures of the requests' first codes, (10, N_HUES, 3, 28, 28), and
+    whether each is right, bool (10, N_HUES).
     """
     wanted = demand_requests().to(codes)
     found = find_codes(codes, train, wanted)  # (240, 5, D)
@@ -359,7 +364,7 @@ def control_on_demand(model: nn.Module, codes: Tensor, train: data.ColoredSet) -
 
 
 def color_latents(latents: dict[str, slice], codes: Tensor, train: data.ColoredSet) -> list[str]:
-    """Names of the latents that carry more information on the hue than on the digit, on training images."""
+    """Names of the latents with more information on the hue than on the digit, in training."""
     information = latent_information(latents, codes, train)
     return [name for name in latents if information[name]["mi_hue"] > information[name]["mi_digit"]]
 
@@ -373,9 +378,10 @@ def swapped(latents: dict[str, slice], names: list[str], codes: Tensor, others: 
 
 
 def control_by_swap(model: nn.Module, codes: Tensor, names: list[str], test: data.ColoredSet) -> dict[str, float]:
-    """Shares right when the latents `names` of one test image replace those of another: its hue, the other's digit.
+    """Shares right when the latents `names` of one test image, its hue, replace those of another.
 
-    Every test image provides the digit once and the hue once. They are paired at random, with a fixed seed.
+    Every test image provides the digit once and the hue once. They are paired at random, with a
+    fixed seed.
     """
     partner = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0)).to(codes.device)
     pictures = _in_batches(model.decode, swapped(model.latents, names, codes, codes[partner]))
@@ -385,8 +391,8 @@ def control_by_swap(model: nn.Module, codes: Tensor, names: list[str], test: dat
 def swap_examples(model: nn.Module, codes: Tensor, names: list[str], test: data.ColoredSet) -> tuple[Tensor, ...]:
     """The first test image of each digit in the hues of the first 8 test images.
 
-    Returns the ten images that provide the digit, (10, 3, 28, 28), the eight that provide the hue, (8, ...), the
-    decoded swaps, (8, 10, ...), and which of them are right, bool (8, 10).
+    Returns the ten images that provide the digit, (10, 3, 28, 28), the eight that provide the hue,
+    (8, ...), the decoded swaps, (8, 10, ...), and which of them are right, bool (8, 10).
     """
     for_digit = first_of_each_digit(test.digits, 1)[:, 0]
     for_hue = torch.arange(8, device=codes.device)
@@ -398,7 +404,7 @@ def swap_examples(model: nn.Module, codes: Tensor, names: list[str], test: data.
 
 
 def plane_codes(code: Tensor, latents: dict[str, slice], ticks: Tensor) -> Tensor:
-    """Copies of a code (W,), z1 at the ticks (n,) from left to right and z2, if there is one, upwards: (n, n, W)."""
+    """Copies (n, n, W) of a code (W,): z1 at the ticks (n,) from left to right, z2 upwards."""
     grid = code.repeat(len(ticks), len(ticks), 1)
     grid[:, :, 0] = ticks
     if "z2" in latents:
@@ -407,16 +413,17 @@ def plane_codes(code: Tensor, latents: dict[str, slice], ticks: Tensor) -> Tenso
 
 
 def hue_codes(codes: Tensor, train: data.ColoredSet, wanted: Tensor) -> Tensor:
-    """What continuous numbers stand for these hues (H,) in degrees? Medians of training codes (n, D): (H, D).
+    """Continuous numbers (H, D) for hues (H,) in degrees: medians of training codes (n, D).
 
-    The codes are those of training images whose hue is within 5°, or of all images where there is none.
+    The codes are those of training images whose hue is within 5°, or of all images where there is
+    none.
     """
     near = [hue_distance(train.hues, hue) < 5 for hue in wanted]
     return torch.stack([codes[one if one.any() else ~one].median(0).values for one in near])
 
 
 def category_counts(codes: Tensor, digits: Tensor) -> Tensor:
-    """How many images of each digit are in each category: one-hot codes (n, K), digits (n,) → int64 (K, 10)."""
+    """Images by category and digit: one-hot codes (n, K), digits (n,) → int64 (K, 10)."""
     return (codes.T @ F.one_hot(digits, 10).to(codes)).round().long().cpu()
 
 
@@ -453,7 +460,7 @@ def evaluate(model: nn.Module, terms_of: Callable, train: data.ColoredSet, test:
     )
 
 
-# --------------------------------------------------------------------------------------------------- knobs
+# -------------------------------------------------------------------------------------------- knobs
 
 
 def knob_scores(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
@@ -466,17 +473,18 @@ def knob_scores(model: nn.Module, scores: Evaluation, train: data.ColoredSet, te
 def digit_knob(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
     """Is the digit variable the digit, and does setting it draw the digit?
 
-    category_digits: each category's name, the digit most common among the training images in it. digit_accuracy: share
-    of test images whose category has their digit's name; drawings_digit: of data.drawings(), which judge_drawings says
-    of the classifier. knob_*: every test image's digit is set to a random one (its largest category), and its hue to
-    another test image's. Right when the judge sees the wanted digit, and the hue is the other image's. A digit without
-    a category is drawn wrong. Digits and pairs are drawn with a fixed seed. category_counts: of test images.
+    category_digits: each category's name, the digit most common among the training images in it.
+    digit_accuracy: share of test images whose category has their digit's name; drawings_digit: of
+    data.drawings(), which judge_drawings says of the classifier. knob_*: every test image's digit
+    is set to a random one (its largest category), and its hue to another test image's. Right when
+    the judge sees the wanted digit, and the hue is the other image's. A digit without a category is
+    drawn wrong. Digits and pairs are drawn with a fixed seed. category_counts: of test images.
     """
     train_codes, test_codes, columns = scores.train_codes, scores.test_codes, model.latents["digit"]
     counts = category_counts(train_codes[:, columns], train.digits)  # (K, 10)
     of_category = counts.argmax(1)  # (K,)
-    mine = torch.where(F.one_hot(of_category, 10).bool(), counts, -1)  # counts of the digit that names the category
-    of_digit, without = mine.argmax(0).to(test_codes.device), (mine <= 0).all(0).to(test_codes.device)  # (10,)
+    mine = torch.where(F.one_hot(of_category, 10).bool(), counts, -1)  # the naming digit's
+    of_digit, without = mine.argmax(0).to(test_codes.device), (mine <= 0).all(0).to(test_codes.device)
     if without.any():
         lost = ", ".join(data.class_names()[digit] for digit in without.nonzero().flatten().tolist())
         print(f"Warning: no category is named after {lost}: the knob cannot draw that.")
@@ -505,7 +513,7 @@ def _decoded_styles(model: nn.Module, codes: Tensor) -> Tensor:
 
 
 def deformed(images: Tensor, knob: str, step: float) -> Tensor:
-    """Images (B, C, 28, 28) themselves with slant (degrees), width (%) or weight (pixels) moved by a step."""
+    """Images (B, C, 28, 28) with slant (degrees), width (%) or weight (pixels) moved by `step`."""
     slant, none = torch.deg2rad(slant_of(images)), torch.zeros(len(images), device=images.device)
     moves = {
         "slant": (slant + math.radians(step)).tan() - slant.tan(),
@@ -518,10 +526,10 @@ def deformed(images: Tensor, knob: str, step: float) -> Tensor:
 def style_knobs(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict:
     """How exactly slant, width and weight follow their knobs, from the codes (n, D) of test images.
 
-    knob_*_error: median |measured - asked| of a move by ± KNOB_STEPS from the image's own value, in degrees, % and
-    pixels; knob_*_gain: median measured / asked. crosstalk: of each knob and each other measure the median |change|, as
-    a share of that measure's standard deviation over test images, less the same for the test images deformed so; the
-    largest of the six.
+    knob_*_error: median |measured - asked| of a move by ± KNOB_STEPS from the image's own value, in
+    degrees, % and pixels; knob_*_gain: median measured / asked. crosstalk: of each knob and each
+    other measure the median |change|, as a share of that measure's standard deviation over test
+    images, less the same for the test images deformed so; the largest of the six.
     """
     grey = test.images[:, None] / 255
     own, before = _in_batches(styles_of, grey), _decoded_styles(model, codes)
@@ -543,10 +551,11 @@ def style_knobs(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict:
 
 
 def knobs_kept(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict:
-    """Digit and hue kept, and specks, with each style knob at -2 to 2 standard deviations from its mean: by knob.
+    """Digit and hue kept, and specks, with each knob at ±1 and ±2 standard deviations, by knob.
 
-    The share of test images whose digit, hue and both are kept in the picture, and the share of its ink in specks.
-    "own": every knob at the image's own value; "image": the specks of the test images themselves.
+    The share of test images whose digit, hue and both are kept in the picture, and the share of its
+    ink in specks. "own": every knob at the image's own value; "image": the specks of the test
+    images themselves.
     """
     rows = {"own": codes}
     for knob in KNOB_STEPS:
@@ -566,7 +575,7 @@ def knobs_kept(model: nn.Module, codes: Tensor, test: data.ColoredSet) -> dict:
 
 
 def knob_curves(model: nn.Module, codes: Tensor, n: int = 9) -> dict[str, tuple[str, Tensor, Tensor]]:
-    """For each style knob its unit, n moves from - to + two of KNOB_STEPS, (n,), and what they change, (n, images)."""
+    """Each style knob's unit, n moves (n,) to ± two KNOB_STEPS, and their changes (n, images)."""
     before, curves = _decoded_styles(model, codes), {}
     for i, (knob, unit) in enumerate({"slant": "degrees", "width": "%", "weight": "pixels"}.items()):
         asked = torch.linspace(-2, 2, n) * KNOB_STEPS[knob]
@@ -577,12 +586,12 @@ def knob_curves(model: nn.Module, codes: Tensor, n: int = 9) -> dict[str, tuple[
 
 
 def knob_steps(model: nn.Module, scores: Evaluation, train: data.ColoredSet, code: Tensor, knob: str, n: int) -> dict:
-    """Caption → a code (D,) with one knob set to each digit, to n hues, or moved in n steps from its own value.
+    """Caption → a code (D,) with one knob set to each digit, to n hues, or moved in n steps.
 
     `scores` needs the results of digit_knob.
     """
     if knob in KNOB_STEPS:
-        decimals, unit, largest = {"slant": (0, "°", 27), "width": (0, "%", 45), "weight": (1, " px", 0.9)}[knob]
+        decimals, unit, largest = {"slant": (0, "°", 27), "width": (0, "%", 27), "weight": (1, " px", 0.9)}[knob]
         steps = torch.linspace(-largest, largest, n).tolist()
         return {f"{step:+.{decimals}f}{unit}": model.turned(code[None], knob, step)[0] for step in steps}
     if knob == "digit":
@@ -602,7 +611,7 @@ def knob_steps(model: nn.Module, scores: Evaluation, train: data.ColoredSet, cod
 
 
 def knob_rows(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test: data.ColoredSet) -> dict:
-    """For each knob the first test image (3, 28, 28) of another digit, ten pictures with the knob moved, captions."""
+    """For each knob a test image (3, 28, 28), ten pictures with the knob moved, and captions."""
     rows, firsts = {}, first_of_each_digit(test.digits, 1)[[7, 2, 4, 5, 3], 0].tolist()
     for index, knob in zip(firsts, ("digit", "hue", *KNOB_STEPS), strict=True):
         turned = knob_steps(model, scores, train, scores.test_codes[index], knob, 10)
@@ -611,7 +620,7 @@ def knob_rows(model: nn.Module, scores: Evaluation, train: data.ColoredSet, test
 
 
 def knob_film(model: nn.Module, scores: Evaluation, train: data.ColoredSet) -> tuple[Tensor, list[str], list[str]]:
-    """The digits in the first test image's style, while one knob after the other moves there and back.
+    """The digits in the first test image's style, while one knob after another moves and returns.
 
     Returns the frames (T, 1, 10, 3, 28, 28), what each shows, and the digits.
     """
@@ -628,11 +637,11 @@ def knob_film(model: nn.Module, scores: Evaluation, train: data.ColoredSet) -> t
     return torch.stack(frames)[:, None], titles, [*digits]
 
 
-# --------------------------------------------------------------------------------------------- translation
+# -------------------------------------------------------------------------------------- translation
 
 
 class Direction(NamedTuple):
-    """A direction of translation: (B, 3, 28, 28) → the same in [0, 1], the colours by digit it leads from and to."""
+    """A direction of translation, (B, 3, 28, 28) → the same in [0, 1], and its colours by digit."""
 
     translate: Callable[[Tensor], Tensor]
     source: Tensor  # RGB (10, 3)
@@ -640,15 +649,15 @@ class Direction(NamedTuple):
 
     @torch.inference_mode()
     def outputs(self, grey: Tensor, digits: Tensor) -> Tensor:
-        """Translations (n, 3, 28, 28) of the images `grey` (n, 28, 28) of these digits in the source's colours."""
+        """Translations (n, 3, 28, 28) of images `grey` (n, 28, 28) in the source's colours."""
         result = torch.empty((len(digits), 3, 28, 28), device=grey.device, memory_format=torch.channels_last)
-        for part in torch.arange(len(digits), device=grey.device).split(50):  # fits a cache: faster than all at once
+        for part in torch.arange(len(digits), device=grey.device).split(50):  # fits a cache
             result[part] = self.translate(data.colorize(grey[part], self.source[digits[part]]))
         return result
 
 
 def color_of(images: Tensor, grey: Tensor) -> Tensor:
-    """RGB (B, 3) of the ink of images (B, 3, 28, 28), where `grey` uint8 (B, 28, 28) is the amount of ink.
+    """RGB (B, 3) of the ink of images (B, 3, 28, 28), given its amount `grey` uint8 (B, 28, 28).
 
     It is the least-squares colour: grey level × colour fits the image best with it.
     """
@@ -657,12 +666,14 @@ def color_of(images: Tensor, grey: Tensor) -> Tensor:
 
 
 def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> tuple[dict, Tensor]:
-    """Scores of images (n, 3, 28, 28) that should show `grey` (n, 28, 28) in the target colours (10, 3), by digit (n,).
+    """Scores of images (n, 3, 28, 28) that should be `grey` in the target colours (10, 3).
 
-    digit: the judge still sees it. color: of the ten target colours, the one nearest to the ink's (RGB, Euclidean) is
-    the digit's. exact: the ink's colour is within COLOR_TOLERANCE of the digit's. both: digit and exact. l1: mean
-    absolute difference to the true target. psnr: of the mean squared difference, in dB (None where there is no
-    difference). The first three by digit, too. Also returns which images are right in both, bool (n,).
+    `grey` (n, 28, 28) has these digits (n,). digit: the judge still sees it. color: of the ten
+    target colours, the one nearest to the ink's (RGB, Euclidean) is the digit's. exact: the ink's
+    colour is within COLOR_TOLERANCE of the digit's. both: digit and exact. l1: mean absolute
+    difference to the true target. psnr: of the mean squared difference, in dB (None where there is
+    no difference). The first three by digit, too. Also returns which images are right in both, bool
+    (n,).
     """
     ink, wanted = color_of(outputs, grey), target[digits]
     right = {
@@ -684,15 +695,16 @@ def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor,
 
 
 def color_map(outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> Tensor:
-    """Share of each digit's images that came out nearest to each target colour (10, 3): (10 digits, 10 colours)."""
+    """Share of each digit's images nearest to each of the target colours (10, 3): (10, 10)."""
     nearest = torch.cdist(color_of(outputs, grey), target).argmin(1)
     return torch.stack([torch.bincount(nearest[digits == d], minlength=10) / (digits == d).sum() for d in range(10)])
 
 
 def translation_row(directions: dict[str, Direction], images: Tensor, digits: Tensor) -> dict:
-    """A row of the history: scores of the first 2,000 test images (n, 28, 28) by digit (n,), and pictures.
+    """A row of the history: scores of the first 2,000 images (n, 28, 28), and pictures.
 
-    The pictures, uint8 (2, 10, 3, 28, 28), are the first test image of each digit as it is translated now.
+    The pictures, uint8 (2, 10, 3, 28, 28), are the first test image of each digit as it is
+    translated now.
     """
     row, pictures = {}, []
     first = first_of_each_digit(digits, 1)[:, 0]
@@ -716,10 +728,11 @@ def print_translation(row: dict, steps: int) -> None:
 
 
 def evaluate_translation(directions: dict[str, Direction], grey: Tensor, digits: Tensor) -> tuple[dict, dict, dict]:
-    """Scores both directions on test images `grey` (n, 28, 28) by digit (n,), beside identity and oracle.
+    """Scores both directions on test images `grey` (n, 28, 28), beside identity and oracle.
 
-    Returns the results; for each direction examples, the first four images of each digit: originals, translations,
-    targets, each (4, 10, 3, 28, 28), and which are right, bool (4, 10); and for each direction its color_map.
+    Returns the results; for each direction examples, the first four images of each digit:
+    originals, translations, targets, each (4, 10, 3, 28, 28), and which are right, bool (4, 10);
+    and for each direction its color_map.
     """
     shown = first_of_each_digit(digits, 4).T
     results, examples, maps = {}, {}, {}

@@ -1,7 +1,8 @@
 """Every figure: arrays in, one file out.
 
-All share one style. Pixels are drawn as they are (nearest neighbour, values in [0, 1] unchanged). Rows and columns are
-labelled with the digit, hue or latent value they stand for. Images are tensors (..., 3, 28, 28) in [0, 1].
+All share one style. Pixels are drawn as they are (nearest neighbour, values in [0, 1] unchanged).
+Rows and columns are labelled with the digit, hue or latent value they stand for. Images are tensors
+(..., 3, 28, 28) in [0, 1].
 """
 
 import contextlib
@@ -42,7 +43,7 @@ GAP = 0.15  # grey level between images: darker than pure blue, which a lighter 
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """The style of all figures, whatever settings of matplotlib a user has. As a decorator: `@styled()`."""
+    """The style of all figures, whatever a user's matplotlib settings. A decorator: `@styled()`."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -50,12 +51,12 @@ def styled() -> Iterator[None]:
 
 
 def _figure(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width, height), layout="constrained")  # without pyplot: needs no screen, leaves no state
+    figure = Figure(figsize=(width, height), layout="constrained")  # no pyplot, no screen
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def _cell(columns: int, other: float) -> float:
-    """Inches that an image takes in a figure with so many columns of them and `other` inches beside them."""
+    """Inches of an image in a figure with so many columns and `other` inches beside them."""
     return min(CELL, (WIDTH - other) / columns)
 
 
@@ -81,7 +82,7 @@ def _tiles(axes: Axes, images: Tensor, rows: list, columns: list, gap: int = 2) 
     n_rows, n_columns, size = len(images), len(images[0]), images.shape[-1]
     axes.imshow(_canvas(images, gap))
     axes.set_xticks(np.arange(n_columns) * (size + gap) + size / 2, columns)
-    if max((len(str(column)) for column in columns), default=0) > 6:  # names of classes that are not digits
+    if max((len(str(column)) for column in columns), default=0) > 6:  # names of classes
         axes.tick_params(axis="x", rotation=90)
     axes.set_yticks(np.arange(n_rows) * (size + gap) + size / 2, rows)
     axes.tick_params(length=0)
@@ -108,7 +109,7 @@ def _frame(axes: Axes, r: int, c: int) -> tuple[float, float]:
 
 
 def _mark(axes: Axes, cells: np.ndarray) -> None:
-    """Frames the cells (R, C) that are True and crosses their upper right corner: visible on any colour."""
+    """Frames the cells (R, C) that are True, with a cross in a corner: visible on any colour."""
     for r, c in np.argwhere(cells):
         x, y = _frame(axes, r, c)
         axes.text(x - 5, y + 6, "×", color="white", fontsize=9, fontweight="bold", ha="center", va="center")
@@ -125,10 +126,10 @@ def movie(
     fps: int,
     dial: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> None:
-    """A GIF that loops: grids of images (T, R, C, 3, 28, 28), one after the other, each under its title.
+    """A GIF that loops: grids of images (T, R, C, 3, 28, 28) one after another, with titles.
 
-    `label` names the columns. `dial`, drawn beside the grid: codes (n, D) of test images and their hues (n,) in
-    degrees, and the P points (T, P, D) that the images of a frame are decoded from.
+    `label` names the columns. `dial`, drawn beside the grid: codes (n, D) of test images and their
+    hues (n,) in degrees, and the P points (T, P, D) that the images of a frame are decoded from.
     """
     if dial is None:
         figure, ((axes,),) = _figure(1, 1, 0.5 * len(columns) + 1.5, 0.5 * len(rows) + 0.9)
@@ -152,7 +153,7 @@ def movie(
 
 
 def _draw_dial(axes: Axes, codes: Tensor, hues: Tensor, points: Tensor) -> list[Line2D]:
-    """Faint codes (n, D) in their hues, the circles of points (T, P, D) and a hand to each point: returns the hands."""
+    """Codes (n, D) in their hues, circles of points (T, P, D) and a hand to each: the hands."""
     first = _plane(points[0])
     limit = max(3.5, 1.1 * np.abs(first).max())
     _scatter_by_hue(axes, _plane(codes[:1500]), _array(hues[:1500]), limit).set_alpha(0.3)
@@ -166,7 +167,7 @@ def _draw_dial(axes: Axes, codes: Tensor, hues: Tensor, points: Tensor) -> list[
 
 
 def common_figures(folder: Path, model: str, scores: NamedTuple, history: list[dict]) -> None:
-    """The five figures that all VAEs have. `model`: its name in titles; `scores`: what metrics.evaluate gave."""
+    """The five figures that all VAEs have. `model` is in titles, `scores` from metrics.evaluate."""
     results = scores.results
     loss_curves(folder / "loss.png", history, scores.floors)
     latent_usage(folder / "latent_usage.png", results, model)
@@ -179,8 +180,9 @@ def common_figures(folder: Path, model: str, scores: NamedTuple, history: list[d
 def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> None:
     """Each term of the loss over the epochs, nats per image: train as lines, test as dots.
 
-    `floors`: the pixel entropy of the "train" and of the "test" images. Train values are means over an epoch, during
-    which the model changes. Test values are taken at its end, with the averaged weights if a script averages them.
+    `floors`: the pixel entropy of the "train" and of the "test" images. Train values are means over
+    an epoch, during which the model changes. Test values are taken at its end, with the averaged
+    weights if a script averages them.
     """
     figure, ((left, right),) = _figure(1, 2, WIDTH, 2.8)
     epochs = np.arange(1, len(history) + 1)
@@ -190,21 +192,27 @@ def loss_curves(path: Path, history: list[dict], floors: dict[str, float]) -> No
         for part, style in (("train", "-"), ("test", "o")):
             if f"{part}_{name}" in history[0]:  # a regularizer may have no test value
                 values = [row[f"{part}_{name}"] - floor[part] for row in history]
-                label = f"{TERM_LABELS.get(name, name)}, {part}"
+                label = part if axes is left else TERM_LABELS.get(name, name) if part == "train" else None
                 axes.plot(epochs, values, style, markersize=3.5, color=f"C{i}", label=label, clip_on=False)
     for axes in (left, right):
-        axes.set(xlabel="epoch", ylabel="nats per image")
-        axes.set(xlim=(0, None), ylim=(0, None))
-        axes.legend()
+        axes.set(xlabel="epoch", ylabel="nats per image", xlim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
     left.set_title("reconstruction, above the entropy of the pixels")
-    right.set_title("KL to the prior" if set(terms) <= {"reconstruction", *TERM_LABELS} else "the other terms")
+    left.set_ylim(0)
+    left.legend()
+    if set(terms) <= {"reconstruction", *TERM_LABELS}:
+        right.set(title="KL to the prior", ylim=(0, None))
+        right.legend()
+    else:  # terms of all sizes, also negative ones
+        right.set_yscale("symlog", linthresh=1)
+        right.set_title("the other terms")
+        right.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     _save(figure, path)
 
 
 @styled()
 def reconstructions(path: Path, originals: Tensor, decoded: Tensor, results: dict, model: str) -> None:
-    """Test images (10, n, 3, 28, 28), a row for each digit, and the pictures decoded from their codes at the right."""
+    """Test images (10, n, 3, 28, 28), a row for each digit, and beside them their decoded codes."""
     n = originals.shape[1]
     figure, (panels,) = _figure(1, 2, CELL * 2 * n + 1, CELL * 10 + 0.9)
     for axes, images in zip(panels, (originals, decoded), strict=True):
@@ -250,10 +258,11 @@ def latent_map(path: Path, codes: Tensor, digits: Tensor, hues: Tensor, title: s
 
 
 def _draw_numerals(axes: Axes, codes: np.ndarray, digits: np.ndarray, radius: float) -> None:
-    """A numeral for each digit (n,) on a circle around the codes (n, 2), with a line to a median of the digit's codes.
+    """A numeral for each digit (n,) on a circle around the codes (n, 2), with a line to its codes.
 
-    Digits lie on rings, so a median of all codes is no place of its digit. Each digit gets one of ten sectors of the
-    plane, the one with most of its codes among those left, and the median of its codes there.
+    Digits lie on rings, so a median of all codes is no place of its digit. Each digit gets one of
+    ten sectors of the plane, the one with most of its codes among those left, and the median of its
+    codes there.
     """
     sectors = np.floor(np.arctan2(codes[:, 1], codes[:, 0]) * 5 / np.pi).astype(int) % 10
     free = set(range(10))
@@ -272,7 +281,7 @@ def _draw_numerals(axes: Axes, codes: np.ndarray, digits: np.ndarray, radius: fl
 
 @styled()
 def plane(path: Path, images: Tensor, ticks: Tensor, title: str) -> None:
-    """The plane decoded on a regular grid: images (n, n, 3, 28, 28), first row at the highest z2."""
+    """The plane decoded on a regular grid: images (n, n, 3, 28, 28), the highest z2 first."""
     n = len(ticks)
     cell = _cell(n, 0.8)
     figure, ((axes,),) = _figure(1, 1, cell * n + 0.8, cell * n + 1)
@@ -289,21 +298,21 @@ def _draw_plane(axes: Axes, images: Tensor, ticks: Tensor) -> None:
 
 @styled()
 def color_wheel(path: Path, images: Tensor, ticks: Tensor, codes: Tensor, hues: Tensor, model: str) -> None:
-    """The plane of the continuous numbers: decoded on a grid for one discrete code, and the test codes in true hues."""
+    """The plane of the continuous numbers: decoded for one discrete code, and the test codes."""
     n = len(ticks)
     cell = _cell(2 * n, 1.1)
     figure, ((left, right),) = _figure(1, 2, cell * 2 * n + 1.1, cell * n + 1)
     _draw_plane(left, images, ticks)
     left.set_title("decoded, categories of the first test image")
     first, second, *_, last = _array(ticks)
-    _draw_color_wheel(right, codes, hues, last + (second - first) / 2)  # both panels show the same part of the plane
+    _draw_color_wheel(right, codes, hues, last + (second - first) / 2)
     right.set_title("codes of test images in their true hues")
     figure.suptitle(f"{model}: the plane of the continuous numbers (z)")
     _save(figure, path)
 
 
 def _draw_color_wheel(axes: Axes, codes: Tensor, hues: Tensor, limit: float) -> None:
-    """The plane's codes in their true hues, up to ± `limit`. Every thirtieth degree is written outside its codes."""
+    """The plane's codes in their true hues, up to ± `limit`, each thirtieth degree written."""
     codes, hues = _plane(codes), _array(hues)
     _scatter_by_hue(axes, codes, hues, limit)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
@@ -315,12 +324,12 @@ def _draw_color_wheel(axes: Axes, codes: Tensor, hues: Tensor, limit: float) -> 
 
 @styled()
 def finding(path: Path, codes: Tensor, hues: Tensor, answers: Tensor) -> None:
-    """The joint model in one picture: test codes (n, D) in their true hues (n,), and digits in hues on demand.
+    """The joint model in one picture: codes (n, D) in their hues (n,), and digits on demand.
 
     `answers` (10, C, 3, 28, 28): the pictures of each digit in C hues around the wheel.
     """
     n = answers.shape[1]
-    figure, ((left, right),) = _figure(1, 2, WIDTH, 3.7, width_ratios=(10, n))  # so that the two are equally high
+    figure, ((left, right),) = _figure(1, 2, WIDTH, 3.7, width_ratios=(10, n))  # equal heights
     _draw_color_wheel(left, codes, hues, 3.5)
     left.set_title("the continuous numbers (z) hold the hue:\ncodes of test images in their true hues")
     _tiles(right, answers, data.class_names(), [f"{round(360 * i / n)}°" for i in range(n)])
@@ -332,7 +341,7 @@ def finding(path: Path, codes: Tensor, hues: Tensor, answers: Tensor) -> None:
 
 @styled()
 def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, step: float) -> None:
-    """Small neighbourhoods in the plane: images (E, n, n, 3, 28, 28), what was requested (E names), where (E, 2)."""
+    """Neighbourhoods in the plane: images (E, n, n, 3, 28, 28), request names (E), spots (E, 2)."""
     n, rows = images.shape[1], -(-len(images) // 2)
     cell = _cell(2 * n, 1.6)
     figure, panels = _figure(rows, 2, cell * 2 * n + 1.6, rows * (cell * n + 0.8) + 0.4)
@@ -351,7 +360,7 @@ def neighborhoods(path: Path, images: Tensor, names: list[str], spots: Tensor, s
 
 @styled()
 def categories(path: Path, images: Tensor, pair: tuple[str, str], own: list[int], title: str) -> None:
-    """Decoded codes (R, C, 3, 28, 28) of pairs of categories: the pair's first variable down, its second across.
+    """Decoded codes (R, C, 3, 28, 28) of a pair's categories, the first down, the second across.
 
     `own`: the first test image's categories, whose cell is framed.
     """
@@ -367,7 +376,7 @@ def categories(path: Path, images: Tensor, pair: tuple[str, str], own: list[int]
 
 @styled()
 def knob_rows(path: Path, rows: dict[str, tuple[Tensor, Tensor, list[str]]], title: str) -> None:
-    """A row for each knob: a test image (3, 28, 28), pictures with the knob at S values (S, ...), and the values."""
+    """A row for each knob: a test image (3, 28, 28), pictures (S, 3, 28, 28), and S knob values."""
     steps = max(len(pictures) for _, pictures, _ in rows.values())
     cell = (WIDTH - 0.6) / (steps + 1)
     figure, panels = _figure(len(rows), 1, WIDTH, len(rows) * (cell + 0.25) + 0.35)
@@ -381,7 +390,7 @@ def knob_rows(path: Path, rows: dict[str, tuple[Tensor, Tensor, list[str]]], tit
 
 @styled()
 def asked_and_measured(path: Path, curves: dict[str, tuple[str, Tensor, Tensor]], title: str) -> None:
-    """For each knob its unit, the moves asked for (S,), and the changes measured in the pictures (S, n)."""
+    """For each knob its unit, the moves asked for (S,), and the changes measured (S, n)."""
     figure, (panels,) = _figure(1, len(curves), WIDTH, 2.9)
     for axes, (name, (unit, asked, measured)) in zip(panels, curves.items(), strict=True):
         asked, quantiles = _array(asked), np.nanquantile(_array(measured), (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
@@ -398,9 +407,10 @@ def asked_and_measured(path: Path, curves: dict[str, tuple[str, Tensor, Tensor]]
 
 @styled()
 def confusion(path: Path, counts: list[list[int]], names: list[int], title: str) -> None:
-    """How many test images of each digit are in each category of the first variable: counts (K, 10).
+    """How many test images of each digit are in each category of the first variable: (K, 10).
 
-    `names` (K,): the digit that each category is named after; its cell is framed. Rows are in the order of the names.
+    `names` (K,): the digit that each category is named after; its cell is framed. Rows are in the
+    order of the names.
     """
     figure, ((axes,),) = _figure(1, 1, 5.6, 0.38 * len(names) + 1.3)
     order = sorted(range(len(names)), key=lambda k: names[k])
@@ -422,9 +432,10 @@ def confusion(path: Path, counts: list[list[int]], names: list[int], title: str)
 
 @styled()
 def latent_usage(path: Path, results: dict, model: str, hue_bins: int = 12) -> None:
-    """A row for each latent: its KL and its information on digit and hue, in nats. Colour latents are named as such.
+    """A row for each latent: its KL and its information on digit and hue, in nats.
 
-    `results` are those of metrics.evaluate. If they have metrics.color_wheel_scores, the angle of (z1, z2) has a row.
+    `results` are those of metrics.evaluate. Colour latents are named as such. With
+    metrics.color_wheel_scores the angle of (z1, z2) has a row.
     """
     columns = {
         "kl": "KL",
@@ -456,7 +467,7 @@ def latent_usage(path: Path, results: dict, model: str, hue_bins: int = 12) -> N
 
 @styled()
 def control_on_demand(path: Path, images: Tensor, right: Tensor, results: dict, model: str) -> None:
-    """Digits down, hues across: the first code found for each request. Cells with a wrong digit or hue are marked."""
+    """Digits down, hues across: the first code for each request, with a cross if it is wrong."""
     n = images.shape[1]
     cell = _cell(n, 0.5)
     figure, ((axes,),) = _figure(1, 1, cell * n + 0.5, cell * 10 + 0.75)
@@ -472,7 +483,7 @@ def control_on_demand(path: Path, images: Tensor, right: Tensor, results: dict, 
 def control_by_swap(
     path: Path, digit_images: Tensor, color_images: Tensor, swaps: Tensor, right: Tensor, results: dict, model: str
 ) -> None:
-    """Digits from the first row's images (C, ...), colours from the first column's (R, ...), swaps (R, C, ...)."""
+    """Digits from the first row (C, ...), hues from the first column (R, ...): (R, C, ...)."""
     rows, columns = swaps.shape[:2]
     figure, ((axes,),) = _figure(1, 1, CELL * (columns + 1) + 0.5, CELL * (rows + 1) + 1)
     first_row = np.concatenate([np.ones((1, 1, 3, 28, 28)), _array(digit_images)[None]], 1)
@@ -489,9 +500,10 @@ DIRECTIONS = {"a_to_b": "A → B", "b_to_a": "B → A"}
 
 @styled()
 def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], results: dict) -> None:
-    """Both directions side by side, a column for each digit: test image, translation and true target below each other.
+    """Both directions, a column a digit: test image, translation and true target below each other.
 
-    `rows`: direction → originals, translations, targets, each (n, 10, 3, 28, 28), and which are right, bool (n, 10).
+    `rows`: direction → originals, translations, targets, each (n, 10, 3, 28, 28), and which are
+    right, bool (n, 10).
     """
     n = len(next(iter(rows.values()))[0])
     figure, (panels,) = _figure(1, 2, CELL * 20 + 2, CELL * 3 * n + 1.3)
@@ -509,10 +521,10 @@ def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tenso
 
 @styled()
 def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor], names: dict[str, tuple]) -> None:
-    """The permutation found: for each direction the share (10, 10) of each digit that came out in each colour.
+    """The permutation found: for each direction, each digit's shares (10, 10) of colours.
 
-    A square's area is the share, its colour the colour. The frame shows where it should be. `palettes` (10, 3) and
-    `names` are the target domain's, by digit.
+    A square's area is the share, its colour the colour. The frame shows where it should be.
+    `palettes` (10, 3) and `names` are the target domain's, by digit.
     """
     figure, (panels,) = _figure(1, 2, WIDTH, 5)
     for axes, (name, shares) in zip(panels, maps.items(), strict=True):
@@ -534,10 +546,11 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
 
 @styled()
 def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], history: list[dict]) -> None:
-    """The first test image of each digit over training: `rows` as in `translations`, pictures from the history.
+    """The first test image of each digit over training: `rows` as in `translations`.
 
-    Four rows: the images in A's colours, what is made of them in B's, and the same from B to A. Each translation stands
-    below its true target, which is what the other direction starts from.
+    Pictures are from the history. Four rows: the images in A's colours, what is made of them in
+    B's, and the same from B to A. Each translation stands below its true target, which is what the
+    other direction starts from.
     """
     history = [*history, *[history[-1]] * 4]  # the last one stays for a while
     pictures = np.stack([_array(row["pictures"]) for row in history]) / 255  # (T, 2, 10, 3, 28, 28)
@@ -556,7 +569,7 @@ def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, 
 
 @styled()
 def translation_curves(path: Path, history: list[dict]) -> None:
-    """Colour right and exact and digit kept over the updates, on the test images of the log, for both directions."""
+    """Colour right and exact and digit kept over the updates, on the log's test images."""
     figure, ((axes,),) = _figure(1, 1, 8.2, 3.2)
     steps = [row["step"] for row in history]
     for name, color in (("a_to_b", "tab:blue"), ("b_to_a", "tab:red")):
@@ -576,9 +589,10 @@ def translation_curves(path: Path, history: list[dict]) -> None:
 def comparison(
     path: Path, originals: Tensor, pictures: dict[str, tuple[Tensor, Tensor]], shown: list[tuple[float, float]]
 ) -> None:
-    """Test images (10, 3, 28, 28) over each model's reconstructions, and each model's answers to the same requests.
+    """Test images (10, 3, 28, 28), each model's reconstructions, and its answers to the requests.
 
-    `pictures`: model → (reconstructions, answers), each (10, 3, 28, 28). `shown`: the requests (digit, hue in degrees).
+    `pictures`: model → (reconstructions, answers), each (10, 3, 28, 28). `shown`: the requests
+    (digit, hue in degrees).
     """
     n = len(originals)
     figure, ((left, right),) = _figure(1, 2, CELL * 2 * n + 2, CELL * 4 + 1.2, width_ratios=(1, 1))

@@ -31,7 +31,7 @@ import torch
 import data
 
 ROOT = Path(__file__).parent
-# Constants that scripts share by name, as regular expressions: type, lowest and highest value. The first match counts.
+# Names of constants (regular expressions): type, lowest and highest value. The first match counts.
 LIMITS = (
     (r"(\w+_)?SEED", int, 0, 2**63 - 1),
     (r"EPOCHS|BATCH_SIZE|IMAGES_PER_EPOCH|R1_EVERY|LATENT_DIM|N_\w+", int, 1, 10**9),
@@ -43,13 +43,13 @@ LIMITS = (
 )
 READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")  # no script reads these itself
 WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")  # they change no result
-NOT_TRAINING = ("metrics", "judge", "plots", "runs")  # modules that the fingerprint of the code leaves out
+NOT_TRAINING = ("metrics", "judge", "plots", "runs")  # modules that fingerprint() leaves out
 
 
 def command(main: Callable, rows: Collection[str] = ()) -> None:
-    """Calls main() of a file that is run from a shell, with the names given there, each one of `rows`.
+    """Calls main() of a file that is run from a shell, with the names given there, all in `rows`.
 
-    `--help` prints the file's docstring; other arguments end with status 2. A notebook kernel's are not the file's.
+    `--help` prints the file's docstring. Other names exit with status 2. A notebook's are ignored.
     """
     script, names = sys.modules["__main__"], []
     if Path(sys.argv[0]).resolve() == Path(getattr(script, "__file__", None) or ".").resolve():
@@ -69,7 +69,7 @@ def command(main: Callable, rows: Collection[str] = ()) -> None:
 
 
 def constants(namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> dict:
-    """The UPPERCASE literals of a script (pass `globals()`), after the constants of data.py with these names."""
+    """The UPPERCASE literals of a script (pass `globals()`), after these constants of data.py."""
     bounded = [name for name in namespace if any(re.fullmatch(pattern, name) for pattern, *_ in LIMITS)]
     own = {k: v for k, v in namespace.items() if k.isupper() and isinstance(v, bool | int | float | str | tuple)}
     return {name: getattr(data, name) for name in data_constants} | own | {name: namespace[name] for name in bounded}
@@ -90,10 +90,10 @@ def first_difference(before: dict, now: dict) -> str | None:
 
 
 def fingerprint(script: Path) -> str:
-    """A hash of the code that trains: main() up to the end of its last loop over epochs, and what this reaches by name.
+    """A hash of the code that trains: main() to its last epoch loop, and what it reaches by name.
 
-    That is functions and classes of the script, of data.py, and of a script that it imports. Constants, comments,
-    docstrings, errors, and what scores or draws do not count.
+    These are functions and classes of the script, of data.py and of a script it imports. Constants,
+    comments, docstrings, errors, and what scores or draws do not count.
     """
     files, defined, reached, queue = [script], {}, {}, ["main"]
     for file in files:  # grows
@@ -118,7 +118,7 @@ def fingerprint(script: Path) -> str:
 
 
 def _plain(node: Any) -> Any:
-    """A syntax tree as nested lists, without docstrings and errors, the same in every version of Python."""
+    """A syntax tree as nested lists, without docstrings and errors, alike in every Python."""
     if isinstance(node, list):
         texts = [part for part in node if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)]
         return [_plain(part) for part in node if part not in texts and not isinstance(part, ast.Raise)]
@@ -129,10 +129,10 @@ def _plain(node: Any) -> Any:
 
 @contextlib.contextmanager
 def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COLORS) -> Iterator["Run"]:
-    """A run of a script (pass `globals()`) as a context: the folder is reserved, torch's settings are the run's.
+    """A run of a script (pass `globals()`) as a context with its folder reserved and torch set up.
 
-    `data_constants`: those of data.py that decide what the script sees. Exits with one sentence if a constant is out of
-    range, the folder cannot be written, holds another script's results, or another run is writing there.
+    `data_constants`: those of data.py that decide what the script sees. Exits if a constant is out
+    of range, or the folder is not writable, in use, or holds another script's results.
     """
     values, file = constants(namespace, data_constants), namespace.get("__file__")
     check(values)
@@ -140,7 +140,7 @@ def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.
     for name in values.keys() - {*READ_BY_RUN, *data_constants}:
         if len(re.findall(rf"\b{name}\b", source)) == 1:
             print(f"Warning: nothing reads {name}.")
-    if sys.stderr is None:  # closed, or a Python without a window: the progress bar needs a place to write
+    if sys.stderr is None:  # closed, or pythonw: the progress bar needs a stream
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     with _reserve(Path(folder)), _torch_settings(values.get("MATMUL_PRECISION", "highest")):
         run = Run(Path(folder), values, file and Path(file))
@@ -152,12 +152,12 @@ def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.
 class Run:
     """One run of a script: its folder, its constants, its device and its clock.
 
-    `code` says what made the numbers: the script and its fingerprint; main() adds the classifier's and the images.
+    `code` is the script and its fingerprint; main() adds the judge's and the number of images.
     """
 
     def __init__(self, folder: Path, constants: dict, script: Path | None):
         self.folder, self.saved_epoch, self._parts = folder, 0, {}
-        self.constants = json.loads(json.dumps(constants))  # as a file gives them back: lists for tuples
+        self.constants = json.loads(json.dumps(constants))  # lists for tuples, as in a file
         name = constants.get("DEVICE", "auto")
         self.device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         self._generators = [torch, *[torch.get_device_module(self.device)] * (self.device.type != "cpu")]
@@ -172,24 +172,24 @@ class Run:
             raise SystemExit(f"{self.folder} holds results of {made_by}.py: give OUTPUT_DIR another name.")
 
     def end_training(self) -> None:
-        """From here on matrix products are exact, and memory that is freed goes back to the system."""
+        """From here on matrix products are exact, and freed memory goes back to the system."""
         torch.set_float32_matmul_precision("highest")
         keep_freed_memory(False)
 
     def seconds(self) -> float:
-        """Since the start of the run. The part of it that was interrupted counts up to its last checkpoint."""
+        """Seconds since the start. Those of an interrupted run count up to its last checkpoint."""
         return self._seconds_before + time.perf_counter() - self._started
 
     def autocast(self) -> torch.autocast:
-        """A context in which convolutions and matrix products are computed as PRECISION says; weights stay float32."""
+        """A context for convolutions and matrix products in PRECISION. Weights stay float32."""
         enabled = precision(self.constants["PRECISION"], self.device) == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def resume(self, **parts) -> list[dict]:
-        """The history of an unfinished run of the same code and constants, whose state is put into `parts`; or [].
+        """Loads an unfinished run of the same code and constants. Returns its history, or [].
 
-        `parts`: modules, optimizers and schedules, all that the next epoch depends on. Says whether the run goes on,
-        and if not, why. Call it after everything else that draws random numbers before the first epoch.
+        `parts`: modules, optimizers, schedules, all an epoch depends on. Prints whether the run
+        goes on, and if not, why. Call it after all that draws random numbers before epoch 1.
         """
         self._parts, path = parts, self.folder / "checkpoint.pt"
         if not path.exists():
@@ -217,9 +217,9 @@ class Run:
         return history
 
     def checkpoint(self, history: list[dict]) -> None:
-        """Saves the state of the parts that `resume` was given. `history` has a row for each finished epoch.
+        """Saves the parts that `resume` was given. `history` has a row for each finished epoch.
 
-        Exits with one sentence if a number of the last row is not finite; the checkpoint before it is kept.
+        Exits if a number of the last row is not finite. The checkpoint before it is kept.
         """
         numbers = {name: value for name, value in history[-1].items() if isinstance(value, float)}
         if bad := [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]:
@@ -231,7 +231,7 @@ class Run:
         self.saved_epoch = history[-1]["epoch"]
 
     def finish(self, results: dict, history: list[dict]) -> dict:
-        """Writes metrics.json, prints its numbers and where the files are; returns the results. The checkpoint goes."""
+        """Writes metrics.json, prints and returns the results, and deletes the checkpoint."""
         content = {"constants": self.constants, "versions": self.versions, "code": self.code}
         content |= {"seconds": round(self.seconds(), 1), "results": results, "history": history}
         write_text(self.folder / "metrics.json", json.dumps(content, indent=1) + "\n")
@@ -261,7 +261,7 @@ def versions(device: torch.device, constants: dict) -> dict[str, str]:
 
 
 def _machine() -> str:
-    with contextlib.suppress(OSError):  # Linux; elsewhere the platform module knows as much as there is
+    with contextlib.suppress(OSError):  # Linux has this file; elsewhere the platform module helps
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return f"{line.split(':')[1].strip()} {platform.machine()}"
@@ -269,7 +269,7 @@ def _machine() -> str:
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """What a PRECISION stands for: "auto" is bfloat16 on a CPU that torch knows to be fast at it, float32 elsewhere."""
+    """The dtype of a PRECISION. "auto": bfloat16 on a CPU that is fast at it, float32 elsewhere."""
     known = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch
     fast = device.type == "cpu" and (known.get("avx512_bf16", False) or known.get("amx_bf16", False))
     return getattr(torch, name if name != "auto" else "bfloat16" if fast else "float32")
@@ -288,7 +288,7 @@ def _reserve(folder: Path) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def _torch_settings(matmul_precision: str) -> Iterator[None]:
-    """torch's own defaults for a block, but for the precision of matrix products; then what was set before."""
+    """torch's defaults, and this precision of matrix products, for a block; then as before."""
     dtype, device, products = (
         torch.get_default_dtype(),
         torch.get_default_device(),
@@ -309,20 +309,20 @@ def _torch_settings(matmul_precision: str) -> Iterator[None]:
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Whether this process keeps the memory it frees, where the C library is glibc (Linux); elsewhere does nothing.
+    """Whether this process keeps the memory it frees. Does nothing without glibc (Linux).
 
     A training step frees what the next one needs. Scores need blocks of other sizes.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library or function
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: how much free memory is kept before some is returned
-        libc.mallopt(-3, 2**25 if keep else 2**17)  # M_MMAP_THRESHOLD, bytes: larger blocks are returned at once
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes of free memory that are kept
+        libc.mallopt(-3, 2**25 if keep else 2**17)  # M_MMAP_THRESHOLD, bytes: larger are returned
         libc.malloc_trim(0)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary name, whose file replaces `path` when the block ends. Exits if the disk refuses."""
+    """Yields a temporary name; its file replaces `path` after the block. Exits on a disk error."""
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -349,7 +349,7 @@ def save_torch(path: Path, value: Any) -> None:
 
 
 def load_torch(path: Path) -> Any:
-    """What save_torch wrote, on the CPU. No code in the file is ever run. Exits with one sentence if it is not that."""
+    """What save_torch wrote, on the CPU. Runs no code in it. Exits if it is missing or damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
@@ -363,12 +363,12 @@ def save_model(path: Path, model: torch.nn.Module, *sizes: int) -> None:
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of a network's weights on the CPU, under its own names, also if torch.compile has wrapped it."""
+    """A copy of a network's weights on the CPU, under its own names even after torch.compile."""
     return {k: tensor.detach().cpu().clone() for k, tensor in getattr(model, "_orig_mod", model).state_dict().items()}
 
 
 def load_model(path: Path, cls: type) -> torch.nn.Module:
-    """The `cls` that save_model wrote to `path`: frozen, on the CPU, in eval mode. Exits if it is another network."""
+    """The `cls` that save_model wrote: frozen, on the CPU, in eval mode. Exits if it is another."""
     saved = load_torch(path)
     if not isinstance(saved, dict) or saved.get("class") != cls.__name__:
         raise SystemExit(f"{path} does not hold a {cls.__name__}: delete it, or name the right file.")

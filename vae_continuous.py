@@ -1,13 +1,16 @@
 """Continuous VAE: two Gaussian numbers are the whole code, on coloured MNIST.
 
-Digit and hue share one plane. It has a place for most digits in most colours, but no axis that is the digit or the hue.
+Digit and hue share one plane. It has a place for most digits in most colours, but no axis of the
+digit or of the hue.
 
     python vae_continuous.py     # edit the constants below, run again
 
-Result, mean ± sd of seeds 0 to 4: test loss 272.8 ± 0.5 nats; digit and hue both right on demand 73.9 ± 1.8%, by swap
-7.9 ± 0.2%. The fastest run took 8 minutes on one core of an AMD EPYC (Zen 4), torch 2.14.1.
+Result, mean ± sd of seeds 0 to 4: test loss 272.8 ± 0.5 nats; digit and hue both right on demand
+73.9 ± 1.8%, by swap 7.9 ± 0.2%. The fastest run took 8 minutes on one core of an AMD EPYC (Zen 4),
+torch 2.14.1.
 
-Paper: Kingma & Welling, Auto-Encoding Variational Bayes, 2014.
+Papers: Kingma & Welling, Auto-Encoding Variational Bayes, 2014; Polyak & Juditsky, Stochastic
+Approximation by Averaging, 1992 (EMA_DECAY).
 """
 
 import copy
@@ -25,26 +28,22 @@ import metrics
 import plots
 import runs
 
-# Latent. More numbers carry more of the image, at a higher KL. The maps of the plane show the first two.
-LATENT_DIM = 2
+# Latent.
+LATENT_DIM = 2  # numbers; more carry more of the image, at a higher KL; maps show the first two
 
-# Training.
+# Training. The average of the weights is what is scored, shown and saved.
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-# The average of the weights is what is scored, shown and saved. It covers about 10 / (1 - EMA_DECAY) steps, at most a
-# ninth of all so far. At a constant rate the last weights keep moving around it (Polyak & Juditsky 1992).
-EMA_DECAY = 0.99  # its decay in ten steps. Higher: it covers more steps, and lags behind. 0: the last weights
+EMA_DECAY = 0.99  # of that average, per ten steps; higher averages over more steps; 0: last weights
 SEED = 0  # seeds the weights, the order of the images and the samples
-DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if there is one, else the CPU; or name it: "cuda", "mps", "cpu"
-# torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
-# products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
-MATMUL_PRECISION = "medium"
-RESUME = True  # True resumes an unfinished run of the same code and constants, False always starts over
+DEVICE = "auto"  # a CUDA or ROCm GPU if there is one, else the CPU; or "cuda", "mps", "cpu"
+MATMUL_PRECISION = "medium"  # of matrix products in training: fast, may round; "highest": exact
+RESUME = True  # go on with an unfinished run of the same code and constants; False: start over
 
-# Figures. Four requests of (digit, hue in degrees), and the step of the grid around the point found for each.
-REQUESTS = ((0, 0), (1, 120), (7, 240), (3, 60))
-STEP = 0.1
+# Figures.
+REQUESTS = ((0, 0), (1, 120), (7, 240), (3, 60))  # four: (digit, hue in degrees)
+STEP = 0.1  # of the grid around the point found for each request, in units of z
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_continuous"
 
@@ -52,7 +51,7 @@ OUTPUT_DIR = runs.ROOT / "outputs" / "vae_continuous"
 
 
 class ContinuousVAE(nn.Module):
-    """The encoder gives D means and D log variances. The decoder sees one sample of the D numbers."""
+    """The encoder gives D means and D log variances. The decoder sees one sample (B, D)."""
 
     def __init__(self, latent_dim: int):
         super().__init__()
@@ -106,15 +105,15 @@ class ContinuousVAE(nn.Module):
 
 # Same as vae_joint.gaussian_kl.
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL of N(mu, exp(logvar)) to N(0, 1) in nats, elementwise. Kingma & Welling 2014, appendix B."""
+    """KL of N(mu, exp(logvar)) to N(0, 1) in nats, elementwise. Kingma & Welling 2014, app. B."""
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
 
 def elbo_terms(model: ContinuousVAE, x: Tensor) -> dict[str, Tensor]:
-    """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
+    """The terms of -ELBO in nats, summed over the batch; their sum is -ELBO. Kingma & Welling 2014.
 
-    -ELBO = -E[log p(x | z)] + KL(q(z | x) ‖ p(z)). The first term is the binary cross-entropy of the pixels, which lie
-    in [0, 1], not only at its ends, so it does not reach 0.
+    -ELBO = -E[log p(x | z)] + KL(q(z | x) ‖ p(z)). The first term is the binary cross-entropy of
+    the pixels. It does not reach 0, because they lie in [0, 1] and not only at its ends.
     """
     logits, kl_z = model(x)
     return {
@@ -136,12 +135,12 @@ def main() -> dict:
 
         torch.manual_seed(SEED)
         model = ContinuousVAE(LATENT_DIM).to(run.device)
-        # Pictures start at the training images' mean grey level. With torch's own biases the first steps only learn to
+        # The last bias starts pictures at the mean grey level. With torch's, the first steps only
         # darken them all; in half of the seeds of vae_discrete.py the code then carries nothing.
-        nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())  # the last linear layer's
+        nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         averaged = copy.deepcopy(model).requires_grad_(False)
-        history = run.resume(model=model, averaged=averaged, optimizer=optimizer)  # a row for each finished epoch
+        history = run.resume(model=model, averaged=averaged, optimizer=optimizer)  # a row an epoch
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
             seen = []  # the terms of each batch
@@ -156,7 +155,7 @@ def main() -> dict:
 
                 seen.append({name: term.detach() for name, term in terms.items()})
 
-                # The average moves towards the last weights. At first it covers a ninth of the steps so far.
+                # The average follows the weights. At first it covers a ninth of the steps so far.
                 if step % 10 == 0 or i == len(batches):
                     for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
                         mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))
@@ -182,7 +181,7 @@ def figures(
     scores: metrics.Evaluation,
     history: list[dict],
 ) -> None:
-    """Draws all figures. Numbers of the code beyond the first two stay as in the code of the first test image."""
+    """Draws all figures. What a figure does not vary is taken from the first test image's code."""
     name = "Continuous VAE"
     plots.common_figures(OUTPUT_DIR, name, scores, history)
     codes, device = scores.test_codes, scores.test_codes.device

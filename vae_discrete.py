@@ -1,14 +1,18 @@
-"""Discrete VAE: N categorical variables of K categories each, relaxed by Gumbel-softmax, on coloured MNIST.
+"""Discrete VAE: N categorical variables relaxed by Gumbel-softmax, on coloured MNIST.
 
-The code is three choices out of twenty. Digit and hue are not kept apart: some variables carry both.
+The code is three choices out of twenty. Digit and hue are not kept apart, as some variables carry
+both.
 
     python vae_discrete.py       # edit the constants below, run again
 
-Result, mean ± sd of seeds 0 to 4: test loss 239.2 ± 2.0 nats; digit and hue both right on demand 95.2 ± 1.4%, by swap
-29.3 ± 10.3%. The fastest run took 8 minutes on one core of an AMD EPYC (Zen 4), torch 2.14.1.
+Result, mean ± sd of seeds 0 to 4: test loss 239.2 ± 2.0 nats; digit and hue both right on demand
+95.2 ± 1.4%, by swap 29.3 ± 10.3%. The fastest run took 8 minutes on one core of an AMD EPYC (Zen
+4), torch 2.14.1.
 
-Papers: Kingma & Welling, Auto-Encoding Variational Bayes, 2014 (the ELBO); Jang, Gu & Poole, Categorical
-Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete Distribution, 2017 (the latent).
+Papers: Kingma & Welling, Auto-Encoding Variational Bayes, 2014 (the ELBO); Jang, Gu & Poole,
+Categorical Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete
+Distribution, 2017 (the latent); Polyak & Juditsky, Stochastic Approximation by Averaging, 1992
+(EMA_DECAY).
 """
 
 import copy
@@ -31,26 +35,21 @@ import runs
 N_VARIABLES = 3  # categorical variables
 N_CATEGORIES = 20  # categories of each
 
-# Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)), step counting all batches.
-# Low: nearly one-hot samples, noisy gradients. High: smooth samples, far from the one-hot codes used afterwards.
-TAU_START = 1.0
-TAU_DECAY = 0.0003  # per batch: tau is 0.5 from the fifth epoch on
-TAU_MIN = 0.5
-HARD = False  # True: one-hot samples in the forward pass, with the gradient of the relaxed ones (straight-through)
+# Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)).
+TAU_START = 1.0  # at the first batch; higher: smoother samples, farther from one-hot codes
+TAU_DECAY = 0.0003  # per batch, counted over all epochs; tau is 0.5 from the fifth epoch on
+TAU_MIN = 0.5  # lower: samples nearer to one-hot codes, noisier gradients
+HARD = False  # True: one-hot samples with the gradient of the relaxed ones (straight-through)
 
-# Training.
+# Training. The average of the weights is what is scored, shown and saved.
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-# The average of the weights is what is scored, shown and saved. It covers about 10 / (1 - EMA_DECAY) steps, at most a
-# ninth of all so far. At a constant rate the last weights keep moving around it (Polyak & Juditsky 1992).
-EMA_DECAY = 0.99  # its decay in ten steps. Higher: it covers more steps, and lags behind. 0: the last weights
+EMA_DECAY = 0.99  # of that average, per ten steps; higher averages over more steps; 0: last weights
 SEED = 0  # seeds the weights, the order of the images and the samples
-DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if there is one, else the CPU; or name it: "cuda", "mps", "cpu"
-# torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
-# products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
-MATMUL_PRECISION = "medium"
-RESUME = True  # True resumes an unfinished run of the same code and constants, False always starts over
+DEVICE = "auto"  # a CUDA or ROCm GPU if there is one, else the CPU; or "cuda", "mps", "cpu"
+MATMUL_PRECISION = "medium"  # of matrix products in training: fast, may round; "highest": exact
+RESUME = True  # go on with an unfinished run of the same code and constants; False: start over
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_discrete"
 
@@ -58,7 +57,7 @@ OUTPUT_DIR = runs.ROOT / "outputs" / "vae_discrete"
 
 
 class DiscreteVAE(nn.Module):
-    """The encoder gives the logits of N variables. The decoder sees one sample of each, flattened to N·K numbers."""
+    """The encoder gives logits of N variables. The decoder sees one sample of each, (B, N·K)."""
 
     def __init__(self, n_variables: int, n_categories: int):
         super().__init__()
@@ -103,7 +102,7 @@ class DiscreteVAE(nn.Module):
         return {f"v{i + 1}": slice(i * k, (i + 1) * k) for i in range(self.n_variables)}
 
     def code(self, x: Tensor) -> Tensor:
-        """Images (B, 3, 28, 28) → their deterministic codes (B, N·K): the likeliest category of each variable."""
+        """Images (B, 3, 28, 28) → their codes (B, N·K): each variable's likeliest category."""
         return F.one_hot(self.encode(x).argmax(-1), self.n_categories).flatten(1).float()
 
     def decode(self, code: Tensor) -> Tensor:
@@ -113,7 +112,7 @@ class DiscreteVAE(nn.Module):
 
 # Same as vae_joint.categorical_kl.
 def categorical_kl(log_q: Tensor) -> Tensor:
-    """KL of each variable to the uniform distribution over its K categories in nats: (B, N, K) → (B, N).
+    """KL of each variable to uniform over its K categories in nats: (B, N, K) → (B, N).
 
     log K - H(q), with H(q) = -sum q log q. Jang, Gu & Poole 2017.
     """
@@ -121,10 +120,10 @@ def categorical_kl(log_q: Tensor) -> Tensor:
 
 
 def elbo_terms(model: DiscreteVAE, x: Tensor, tau: float, hard: bool = False) -> dict[str, Tensor]:
-    """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
+    """The terms of -ELBO in nats, summed over the batch; their sum is -ELBO. Kingma & Welling 2014.
 
-    -ELBO = -E[log p(x | v)] + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy of the pixels, which lie
-    in [0, 1], not only at its ends, so it does not reach 0.
+    -ELBO = -E[log p(x | v)] + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy of
+    the pixels. It does not reach 0, because they lie in [0, 1] and not only at its ends.
     """
     logits, log_q = model(x, tau, hard)
     return {
@@ -146,12 +145,12 @@ def main() -> dict:
 
         torch.manual_seed(SEED)
         model = DiscreteVAE(N_VARIABLES, N_CATEGORIES).to(run.device)
-        # Pictures start at the training images' mean grey level. With torch's own biases the first steps only learn to
+        # The last bias starts pictures at the mean grey level. With torch's, the first steps only
         # darken them all; in half of the seeds the code then carries nothing.
-        nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())  # the last linear layer's
+        nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         averaged = copy.deepcopy(model).requires_grad_(False)
-        history = run.resume(model=model, averaged=averaged, optimizer=optimizer)  # a row for each finished epoch
+        history = run.resume(model=model, averaged=averaged, optimizer=optimizer)  # a row an epoch
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
             seen = []  # the terms of each batch
@@ -167,7 +166,7 @@ def main() -> dict:
 
                 seen.append({name: term.detach() for name, term in terms.items()})
 
-                # The average moves towards the last weights. At first it covers a ninth of the steps so far.
+                # The average follows the weights. At first it covers a ninth of the steps so far.
                 if step % 10 == 0 or i == len(batches):
                     for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
                         mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))
@@ -188,7 +187,7 @@ def main() -> dict:
 
 @torch.inference_mode()
 def figures(model: DiscreteVAE, test: data.ColoredSet, scores: metrics.Evaluation, history: list[dict]) -> None:
-    """Draws all figures. Whatever a figure does not vary is taken from the code of the first test image."""
+    """Draws all figures. What a figure does not vary is taken from the first test image's code."""
     plots.common_figures(OUTPUT_DIR, "Discrete VAE", scores, history)
     codes, base, device = scores.test_codes, scores.test_codes[0], scores.test_codes.device
 
@@ -201,7 +200,7 @@ def figures(model: DiscreteVAE, test: data.ColoredSet, scores: metrics.Evaluatio
     title = "Discrete VAE: the categories of two variables, the rest of the code as in the first test image"
     plots.categories(OUTPUT_DIR / "categories.png", pictures, pair, own, title)
 
-    # Moving: the first test image of each digit; in each row below it one variable steps through its categories.
+    # Moving: the first test image of each digit; in each row below it, one variable is stepped.
     variables = [f"v{i + 1}" for i in range(min(N_VARIABLES, 3))]
     index = metrics.first_of_each_digit(test.digits, 1)[:, 0]
     steps = codes[index].repeat(shown, len(variables), 1, 1)  # (frame, row, 10, N·K)
@@ -209,7 +208,7 @@ def figures(model: DiscreteVAE, test: data.ColoredSet, scores: metrics.Evaluatio
         one_hot = torch.eye(N_CATEGORIES, device=device)[:shown, None]  # (frame, 1, K)
         steps[:, row, :, model.latents[variable]] = one_hot.expand(-1, 10, -1)
     frames = model.decode(steps.flatten(0, 2)).unflatten(0, (shown, len(variables), 10))
-    frames = torch.cat([test.colored(index).expand(shown, 1, -1, -1, -1, -1), frames], 1)  # the images stay
+    frames = torch.cat([test.colored(index).expand(shown, 1, -1, -1, -1, -1), frames], 1)  # fixed
     titles = [f"Discrete VAE: in each row one variable set to category {k + 1} of {N_CATEGORIES}" for k in range(shown)]
     rows = ["test image", *variables]
     plots.movie(OUTPUT_DIR / "steps.gif", frames, titles, rows, data.class_names(), "digit", fps=2)
@@ -217,7 +216,7 @@ def figures(model: DiscreteVAE, test: data.ColoredSet, scores: metrics.Evaluatio
 
 # Same as vae_joint.category_grid.
 def category_grid(model: DiscreteVAE, code: Tensor, down: str, across: str) -> Tensor:
-    """W is the width of a code. Copies of a code (W,) with every pair of categories of two variables: (K, K, W)."""
+    """Copies (K, K, W) of a code (W,), with every pair of two variables' categories."""
     k = model.n_categories
     grid = code.repeat(k, k, 1)
     grid[:, :, model.latents[down]] = torch.eye(k, device=code.device)[:, None]

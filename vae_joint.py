@@ -1,16 +1,21 @@
 """Joint VAE: continuous numbers and categorical variables in one code, on coloured MNIST.
 
-The model divides the work, although the loss does not ask for it. The two continuous numbers form a colour wheel, whose
-angle is the hue and whose radius is the weight of the stroke. The categories hold the digit and its style.
+The model divides the work, although the loss does not ask for it. The two continuous numbers form a
+colour wheel, whose angle is the hue and whose radius is the weight of the stroke. The categories
+hold the digit and its style.
 
     python vae_joint.py          # edit the constants below, run again
 
-Result, mean ± sd of seeds 0 to 4: test loss 216.5 ± 0.4 nats; digit and hue both right on demand 100.0 ± 0.0%, by swap
-88.3 ± 0.7%. The fastest run took 8 minutes on one core of an AMD EPYC (Zen 4), torch 2.14.1.
+Result, mean ± sd of seeds 0 to 4: test loss 216.5 ± 0.4 nats; digit and hue both right on demand
+100.0 ± 0.0%, by swap 88.3 ± 0.7%. The fastest run took 8 minutes on one core of an AMD EPYC (Zen
+4), torch 2.14.1.
 
 Papers: Kingma & Welling, Auto-Encoding Variational Bayes, 2014 (the ELBO, the Gaussian latent);
-Jang, Gu & Poole, Categorical Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh, The Concrete
-Distribution, 2017 (the categorical latent); Dupont, Learning Disentangled Joint Representations, 2018 (both at once).
+Jang, Gu & Poole, Categorical Reparameterization with Gumbel-Softmax, 2017; Maddison, Mnih & Teh,
+The Concrete Distribution, 2017 (the categorical latent); Dupont, Learning Disentangled Joint
+Representations, 2018 (both at once); Higgins et al., beta-VAE, 2017, and Alemi et al., Fixing a
+Broken ELBO, 2018 (BETA); Polyak & Juditsky, Stochastic Approximation by Averaging, 1992
+(EMA_DECAY).
 """
 
 import copy
@@ -29,38 +34,32 @@ import metrics
 import plots
 import runs
 
-# Latents. More variables carry more of the digit's shape, at a higher KL. A larger LATENT_DIM lets style into z.
-LATENT_DIM = 2  # continuous numbers, one Gaussian each
-N_VARIABLES = 3  # categorical variables
+# Latents.
+LATENT_DIM = 2  # continuous numbers, one Gaussian each; more of them let style into z
+N_VARIABLES = 3  # categorical variables; more: more of the digit's shape, at a higher KL
 N_CATEGORIES = 20  # categories of each
 
-# Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)), step counting all batches.
-# Low: nearly one-hot samples, noisy gradients. High: smooth samples, far from the one-hot codes used afterwards.
-TAU_START = 1.0
-TAU_DECAY = 0.0003  # per batch: tau is 0.5 from the fifth epoch on
-TAU_MIN = 0.5
-HARD = False  # True: one-hot samples in the forward pass, with the gradient of the relaxed ones (straight-through)
+# Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)).
+TAU_START = 1.0  # at the first batch; higher: smoother samples, farther from one-hot codes
+TAU_DECAY = 0.0003  # per batch, counted over all epochs; tau is 0.5 from the fifth epoch on
+TAU_MIN = 0.5  # lower: samples nearer to one-hot codes, noisier gradients
+HARD = False  # True: one-hot samples with the gradient of the relaxed ones (straight-through)
 
-# Weight of both KL terms in the training loss. 1 gives the ELBO; below 1 the code may hold more of the image (Higgins
-# et al., beta-VAE, 2017; Alemi et al., Fixing a Broken ELBO, 2018). The log and the results are never weighted.
-BETA = 1.0
+# Loss. The log and the results are never weighted.
+BETA = 1.0  # weight of both KL terms; 1: the ELBO; lower: the code may hold more of the image
 
-# Training.
+# Training. The average of the weights is what is scored, shown and saved.
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-# The average of the weights is what is scored, shown and saved. It covers about 10 / (1 - EMA_DECAY) steps, at most a
-# ninth of all so far. At a constant rate the last weights keep moving around it (Polyak & Juditsky 1992).
-EMA_DECAY = 0.99  # its decay in ten steps. Higher: it covers more steps, and lags behind. 0: the last weights
+EMA_DECAY = 0.99  # of that average, per ten steps; higher averages over more steps; 0: last weights
 SEED = 0  # seeds the weights, the order of the images and the samples
-DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if there is one, else the CPU; or name it: "cuda", "mps", "cpu"
-# torch.set_float32_matmul_precision in training (scores always use "highest"). "medium" halves the time of the matrix
-# products on AMD's Zen 5, still in float32; GPUs and CPUs with AMX may round their factors. "highest" never rounds.
-MATMUL_PRECISION = "medium"
-RESUME = True  # True resumes an unfinished run of the same code and constants, False always starts over
+DEVICE = "auto"  # a CUDA or ROCm GPU if there is one, else the CPU; or "cuda", "mps", "cpu"
+MATMUL_PRECISION = "medium"  # of matrix products in training: fast, may round; "highest": exact
+RESUME = True  # go on with an unfinished run of the same code and constants; False: start over
 
 # Figures.
-Z_VARIANCE = 5.0  # in the grid of categories, the continuous numbers are drawn from N(0, Z_VARIANCE)
+Z_VARIANCE = 5.0  # of the continuous numbers, drawn anew for each cell of the grid of categories
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_joint"
 
@@ -68,7 +67,7 @@ OUTPUT_DIR = runs.ROOT / "outputs" / "vae_joint"
 
 
 class JointVAE(nn.Module):
-    """One encoder with a Gaussian and a categorical head. The code is the continuous numbers, then the variables."""
+    """One encoder with a Gaussian and a categorical head. A code: the numbers, the variables."""
 
     def __init__(self, latent_dim: int, n_variables: int, n_categories: int):
         super().__init__()
@@ -99,7 +98,7 @@ class JointVAE(nn.Module):
         return mu, logvar, logits.log_softmax(-1)  # over the K categories of each variable
 
     def forward(self, x: Tensor, tau: float, hard: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, 3, 28, 28) → pixel logits of their reconstruction, Gaussian KL (B, D) in nats, log q (B, N, K)."""
+        """Images (B, 3, 28, 28) → pixel logits of reconstructions, KL (B, D), log q (B, N, K)."""
         mu, logvar, log_q = self.encode(x)
         logits = self.decoder(self.sample(mu, logvar, log_q, tau, hard)).float()
         return logits, gaussian_kl(mu, logvar), log_q
@@ -124,7 +123,7 @@ class JointVAE(nn.Module):
         }
 
     def code(self, x: Tensor) -> Tensor:
-        """Images (B, 3, 28, 28) → their deterministic codes (B, D + N·K): means, then the likeliest categories."""
+        """Images (B, 3, 28, 28) → codes (B, D + N·K): the means, then the likeliest categories."""
         mu, _, log_q = self.encode(x)
         return torch.cat([mu, F.one_hot(log_q.argmax(-1), self.n_categories).flatten(1)], 1)
 
@@ -134,12 +133,12 @@ class JointVAE(nn.Module):
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL of N(mu, exp(logvar)) to N(0, 1) in nats, elementwise. Kingma & Welling 2014, appendix B."""
+    """KL of N(mu, exp(logvar)) to N(0, 1) in nats, elementwise. Kingma & Welling 2014, app. B."""
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
 
 def categorical_kl(log_q: Tensor) -> Tensor:
-    """KL of each variable to the uniform distribution over its K categories in nats: (B, N, K) → (B, N).
+    """KL of each variable to uniform over its K categories in nats: (B, N, K) → (B, N).
 
     log K - H(q), with H(q) = -sum q log q. Jang, Gu & Poole 2017.
     """
@@ -147,10 +146,11 @@ def categorical_kl(log_q: Tensor) -> Tensor:
 
 
 def elbo_terms(model: JointVAE, x: Tensor, tau: float, hard: bool = False) -> dict[str, Tensor]:
-    """The terms of -ELBO in nats, each summed over the batch, so that their sum is -ELBO. Kingma & Welling 2014.
+    """The terms of -ELBO in nats, summed over the batch; their sum is -ELBO. Kingma & Welling 2014.
 
-    -ELBO = -E[log p(x | z, v)] + KL(q(z | x) ‖ p(z)) + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy
-    of the pixels. They lie in [0, 1], not only at its ends, so it does not reach 0.
+    -ELBO = -E[log p(x | z, v)] + KL(q(z | x) ‖ p(z)) + KL(q(v | x) ‖ p(v)). The first term is the
+    binary cross-entropy of the pixels. It does not reach 0, because they lie in [0, 1] and not only
+    at its ends.
     """
     logits, kl_z, log_q = model(x, tau, hard)
     return {
@@ -173,12 +173,12 @@ def main() -> dict:
 
         torch.manual_seed(SEED)
         model = JointVAE(LATENT_DIM, N_VARIABLES, N_CATEGORIES).to(run.device)
-        # Pictures start at the training images' mean grey level. With torch's own biases the first steps only learn to
+        # The last bias starts pictures at the mean grey level. With torch's, the first steps only
         # darken them all; in half of the seeds of vae_discrete.py the code then carries nothing.
-        nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())  # the last linear layer's
+        nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)  # fused: faster
         averaged = copy.deepcopy(model).requires_grad_(False)
-        history = run.resume(model=model, averaged=averaged, optimizer=optimizer)  # a row for each finished epoch
+        history = run.resume(model=model, averaged=averaged, optimizer=optimizer)  # a row an epoch
 
         for epoch in range(len(history) + 1, EPOCHS + 1):
             seen = []  # the terms of each batch
@@ -194,7 +194,7 @@ def main() -> dict:
 
                 seen.append({name: term.detach() for name, term in terms.items()})
 
-                # The average moves towards the last weights. At first it covers a ninth of the steps so far.
+                # The average follows the weights. At first it covers a ninth of the steps so far.
                 if step % 10 == 0 or i == len(batches):
                     for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
                         mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))
@@ -208,7 +208,7 @@ def main() -> dict:
         run.end_training()
         runs.save_model(OUTPUT_DIR / "model.pt", averaged, LATENT_DIM, N_VARIABLES, N_CATEGORIES)
         terms_of = partial(elbo_terms, averaged, tau=history[-1]["tau"])
-        scores = metrics.evaluate(averaged, terms_of, train, test)  # with relaxed and with one-hot samples
+        scores = metrics.evaluate(averaged, terms_of, train, test)
         scores.results.update(metrics.color_wheel_scores(averaged.latents, scores.test_codes, test))
         figures(averaged, train, test, scores, history)
         return run.finish(scores.results, history)
@@ -222,7 +222,7 @@ def figures(
     scores: metrics.Evaluation,
     history: list[dict],
 ) -> None:
-    """Draws all figures. Whatever a figure does not vary is taken from the code of the first test image."""
+    """Draws all figures. What a figure does not vary is taken from the first test image's code."""
     plots.common_figures(OUTPUT_DIR, "Joint VAE", scores, history)
     codes, base, device = scores.test_codes, scores.test_codes[0], scores.test_codes.device
     demand_pictures, _ = scores.demand
@@ -233,7 +233,7 @@ def figures(
     pictures = model.decode(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
     plots.color_wheel(OUTPUT_DIR / "color_wheel.png", pictures, ticks, codes, test.hues, "Joint VAE")
 
-    # The categories: all pairs of categories of two variables, the continuous numbers drawn anew for each cell.
+    # All pairs of categories of two variables, with continuous numbers drawn anew for each cell.
     pair = ("v1", "v2") if N_VARIABLES > 1 else ("v1", "v1")  # the same variable twice: one row
     shown = min(N_CATEGORIES, 20)
     cells = category_grid(model, base, *pair)[: shown if N_VARIABLES > 1 else 1, :shown].flatten(0, 1)
@@ -246,11 +246,11 @@ def figures(
     # In one picture: the wheel, and digits drawn on demand in every other hue.
     plots.finding(OUTPUT_DIR / "finding.png", codes, test.hues, demand_pictures[:, ::2])
 
-    # Moving: ten digits, found as in control on demand, keep their categories while z goes once around.
+    # Moving: ten digits on demand keep their categories while z circles once: codes (36, 10, W).
     red_digits = torch.tensor([(digit, 0.0) for digit in range(10)], device=device)
     angles = torch.arange(0, 360, 10)
     radius = codes[:, :LATENT_DIM].norm(dim=1).median()
-    circle = metrics.find_codes(scores.train_codes, train, red_digits)[:, 0].repeat(len(angles), 1, 1)  # (36, 10, ...)
+    circle = metrics.find_codes(scores.train_codes, train, red_digits)[:, 0].repeat(len(angles), 1, 1)
     circle[:, :, 0] = radius * angles.to(device).deg2rad().cos()[:, None]
     if LATENT_DIM > 1:
         circle[:, :, 1] = radius * angles.to(device).deg2rad().sin()[:, None]
@@ -261,7 +261,7 @@ def figures(
 
 
 def category_grid(model: JointVAE, code: Tensor, down: str, across: str) -> Tensor:
-    """W is the width of a code. Copies of a code (W,) with every pair of categories of two variables: (K, K, W)."""
+    """Copies (K, K, W) of a code (W,), with every pair of two variables' categories."""
     k = model.n_categories
     grid = code.repeat(k, k, 1)
     grid[:, :, model.latents[down]] = torch.eye(k, device=code.device)[:, None]

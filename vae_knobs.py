@@ -1,21 +1,19 @@
-"""Knob VAE: a joint VAE whose latents are digit, hue, slant, width and weight, learned without labels.
+"""Knob VAE: a joint VAE whose latents are digit, hue, slant, width and weight, without labels.
 
-A contrastive loss warms the encoder up: an image and its deformed copy in another hue should be
-alike, other images unlike. Then the whole model is trained on five terms: 1. -ELBO. 2. Clustering:
-the first variable is certain, the same for a copy, and uses all its categories, which become the
-ten digits. 3. Equivariance: where slant, width and weight of an image are changed by known amounts,
-its code moves by as much, and so does the picture decoded from a moved code; so three latents get a
-meaning and a unit. 4. The digit is heard: the encoder reads the category that the decoder was told
-to draw. 5. Centring: slant, width and weight are 0 on average in each category, to fit any digit.
+A contrastive loss warms the encoder up: an image and its deformed copy in another hue get similar
+codes. Then five terms train the whole model. 1. -ELBO. 2. Clustering: the first variable is sure,
+the same for a copy, and uses all its categories: the digits. 3. Equivariance: known changes of
+slant, width and weight move code and picture by as much: three latents get units. 4. The encoder
+reads the digit that the decoder was told to draw. 5. Centring: each category's mean style is 0.
 
     python vae_knobs.py          # edit the constants below, run again
 
-Papers: Chen et al., A Simple Framework for Contrastive Learning, 2020 (contrastive_loss); Hu et
-al., Learning Discrete Representations via Information Maximizing Self-Augmented Training, 2017, and
-Ji et al., Invariant Information Clustering, 2019 (clustering_loss); Hinton, Krizhevsky & Wang,
-Transforming Auto-encoders, 2011 (equivariance_terms); Chen et al., InfoGAN, 2016 (heard_term). As
-far as we know, only this is new: one small VAE has them all, a unit for each knob, and a score for
-each unit.
+Result, mean ± sd of seeds 0 to 4: test loss 203.1 ± 0.2 nats; digit accuracy 98.6 ± 0.1%; digit
+and hue both right on demand 99.9 ± 0.1%, by swap 98.3 ± 0.2%, by knob 99.6 ± 0.1%. 13 minutes on
+one core of an AMD EPYC (Zen 4).
+
+Papers: SimCLR (contrastive_loss); IMSAT and IIC (clustering_loss); Transforming Auto-encoders
+(equivariance_terms); InfoGAN (heard_term). New, we think: their combination, the units and scores.
 """
 
 import functools
@@ -35,10 +33,10 @@ import plots
 import runs
 from vae_joint import JointVAE, categorical_kl, elbo_terms, gaussian_kl
 
-# Latents: hue (two numbers), slant, width, weight (one each), digit, then styles (categorical variables).
-N_VARIABLES = 3  # categorical variables: the digit and N_VARIABLES - 1 styles; more: a better picture, a higher KL
+# Latents: hue (two numbers), slant, width, weight (one each), digit, styles (categorical).
+N_VARIABLES = 3  # categorical variables: the digit, then styles; more: better pictures, a higher KL
 N_CATEGORIES = 10  # categories of each
-UNITS = (14.0, 15.0, 0.35)  # degrees, % (100 × logarithm), pixels: one unit of slant, width, weight; about their spread
+UNITS = (14.0, 15.0, 0.35)  # degrees, % (100 × log), pixels: units of slant, width, weight
 
 # Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)).
 TAU_START = 5.0  # high at first, so that the continuous numbers win the hue
@@ -47,46 +45,45 @@ TAU_MIN = 0.5  # lower: samples nearer to one-hot codes, noisier gradients
 
 # Weights in the loss, beside 1 for -ELBO. 0 turns a term off.
 CLUSTER_WEIGHT = 20.0  # more: the digit is surer, the picture worse
-AGREEMENT_WEIGHT = 5.0  # of copies, within the clustering; too large: q stays uniform, where copies agree trivially
-BALANCE_WEIGHT = 4.0  # of equally filled categories, within the clustering; too small: digits share a category
-CODE_WEIGHT = 4.0  # of the codes' equivariance, at first; falls to 0: it says which latent is what, not how far
-PICTURE_WEIGHT = 0.5  # of the pictures' equivariance; more: units are more exact, other pictures worse
+AGREEMENT_WEIGHT = 5.0  # of copies, within the clustering; too large: q stays uniform
+BALANCE_WEIGHT = 4.0  # of filled categories, within the clustering; too small: digits share one
+CODE_WEIGHT = 4.0  # of the codes' equivariance, at first, falling to 0; it names the latents
+PICTURE_WEIGHT = 0.5  # of the pictures' equivariance; more: units are more exact, pictures worse
 HEARD_WEIGHT = 20.0  # more: the digit that is set is drawn more clearly
 CENTRE_WEIGHT = 20.0  # per squared unit; less: a knob's value says more of the digit
 
-# Deformations, uniform between ± their bounds: all are in the copies, the first is known to the equivariance.
+# Deformations of the copies, uniform between ± their bounds. The equivariance knows only the first.
 MAX_MOVE = 1.4  # units of slant, width and weight; beyond it a knob's unit is extrapolated
 MAX_SHIFT = 2.25  # pixels along each axis
 MAX_ROTATION = 5.0  # degrees
 MAX_SCALE = 0.1  # share by which the size changes
-ELASTIC = 1.2  # pixels: standard deviation of the displacement at 5 × 5 points, interpolated between them
+ELASTIC = 1.2  # pixels: standard deviation of the displacements at 5 × 5 points
 START_ELASTIC = 0.7  # the same in the warm-up, where more of it mixes digits
 
 # Training.
-WARM_UP_EPOCHS = (4, 2)  # on the contrastive loss, then on the clustering; (8, 2) gains 0.2 points at its end
+WARM_UP_EPOCHS = (4, 2)  # on the contrastive loss, then on the clustering; (8, 2): 0.2 points more
 TEMPERATURE = 0.2  # of the contrastive loss; lower: the most similar other pictures count more
 EPOCHS = 24  # after the warm-up; the learning rate falls linearly to 0 in their second half
 BATCH_SIZE = 250  # images
 LEARNING_RATE = 0.0015  # Adam's
 SEED = 0  # seeds the weights, the order of the images, the deformations and the samples
-DEVICE = "auto"  # "auto" takes a CUDA or ROCm GPU if there is one, else the CPU; or name it: "cuda", "mps", "cpu"
+DEVICE = "auto"  # a CUDA or ROCm GPU if there is one, else the CPU; or "cuda", "mps", "cpu"
 PRECISION = "auto"  # in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
-RESUME = True  # True resumes an unfinished run of the same code and constants, False always starts over
+RESUME = True  # go on with an unfinished run of the same code and constants; False: start over
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "vae_knobs"
-
 # Shapes below: B batch, N = N_VARIABLES, K = N_CATEGORIES. A code is (B, 5 + N·K).
 
 
 class KnobVAE(JointVAE):
-    """A joint VAE with named latents. `units` (3,): degrees, % and pixels of one unit of slant, width and weight."""
+    """A joint VAE with named latents; `units` (3,) of slant, width, weight: degrees, %, pixels."""
 
     knobs = ("slant", "width", "weight")
 
     def __init__(self, n_variables: int, n_categories: int, units: tuple[float, float, float] = (1.0, 1.0, 1.0)):
         super().__init__(5, n_variables, n_categories)
         self.register_buffer("units", torch.tensor(units))  # saved with the weights
-        self.categorical = ["digit", *(f"style{i}" for i in range(1, n_variables))]  # names of the variables
+        self.categorical = ["digit", *(f"style{i}" for i in range(1, n_variables))]  # names
 
     @property
     def latents(self) -> dict[str, slice]:
@@ -100,7 +97,7 @@ class KnobVAE(JointVAE):
         return torch.cat([parts[:, :2].sum(1, keepdim=True), parts[:, 2:]], 1)
 
     def turned(self, code: Tensor, knob: str, step: float) -> Tensor:
-        """Codes (B, 5 + N·K) whose slant (degrees), width (%) or weight (pixels) is moved by `step`."""
+        """Codes (B, 5 + N·K) with slant (degrees), width (%) or weight (pixels) moved by `step`."""
         move = math.copysign(100 * math.log1p(abs(step) / 100), step) if knob == "width" else step
         code = code.clone()
         code[:, self.latents[knob]] += move / self.units[self.knobs.index(knob)]
@@ -110,34 +107,31 @@ class KnobVAE(JointVAE):
 def known_copies(
     train: data.ColoredSet, index: Tensor, bounds: Tensor, deform: Callable, elastic: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (B,) with slant, width and weight moved at random, then deformed at random, in other hues.
+    """Images (B,) with slant, width and weight moved, then deformed, at random, in other hues.
 
-    Returns these copies, the pictures only moved, both (B, 3, 28, 28), and the moves (B, 3) as shares
-    of their bounds (3,): of shear, log width, and weight in pixels.
+    Returns the copies and the pictures only moved, both (B, 3, 28, 28), and the moves (B, 3) as
+    shares of their bounds (3,): shear, log width, and weight in pixels.
     """
     share = torch.rand(len(index), 3, device=index.device) * 2 - 1
     moved = data.restyle(train.images[index][:, None] / 255, *(share * bounds).unbind(1))
-    colors = train.colors[index].roll(1, 0)[:, :, None, None]  # those of the image before in the random batch
+    colors = train.colors[index].roll(1, 0)[:, :, None, None]  # of the image before
     return deform(moved, elastic=elastic) * colors, moved * colors, share
 
 
 def contrastive_loss(z: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of finding each image's copy in the batch and each copy's image, nats, summed. Chen et al. 2020.
-
-    z (2B, 64): projections of images, then of their copies.
-    """
+    """Cross-entropy of matching images and copies by z (2B, 64), nats, summed. Chen et al. 2020."""
     a, b = F.normalize(z.float(), dim=1).chunk(2)
     similarity, own = a @ b.T / temperature, torch.arange(len(a), device=z.device)
     return sum(F.cross_entropy(s, own, reduction="sum") for s in (similarity, similarity.T)) / 2
 
 
 def clustering_loss(log_q: Tensor, log_q_copy: Tensor, agreement: float, balance: float) -> Tensor:
-    """What makes the first variable the digit, from its log q (B, K) for images and for their copies.
+    """Makes the first variable the digit, from its log q (B, K) for images and their copies.
 
-    Nats, summed over the batch: agreement · KL(q ‖ q'), with q held fixed, + the entropy of each q
-    - balance · the entropy of their mean, high when all categories are in use. Hu et al. 2017.
+    Nats, summed: agreement · KL(q ‖ q'), with q held fixed, + the entropy of each q - balance · the
+    entropy of their mean, which is high when all categories are in use. Hu et al. 2017.
     """
-    q, log_mean = log_q.exp(), log_q.logsumexp(0) - math.log(len(log_q))  # from logarithms: finite where q underflows
+    q, log_mean = log_q.exp(), log_q.logsumexp(0) - math.log(len(log_q))  # finite if q underflows
     kl, entropy = (q.detach() * (log_q.detach() - log_q_copy)).sum(), -(q * log_q).sum()
     return agreement * kl + entropy + balance * len(q) * (log_mean.exp() * log_mean).sum()
 
@@ -145,13 +139,13 @@ def clustering_loss(log_q: Tensor, log_q_copy: Tensor, agreement: float, balance
 def equivariance_terms(
     model: KnobVAE, code: Tensor, mu: Tensor, mu_copy: Tensor, x: Tensor, moved: Tensor
 ) -> dict[str, Tensor]:
-    """Known moves (B, 3) of slant, width and weight, in units, in codes and in pictures. Sums over B.
+    """Errors of known moves (B, 3) of slant, width and weight, in units; sums over B.
 
-    moved_code: squared error of mu' - mu, the means (B, 5) of a copy and of its image, as the move. It
-    says which latent is what. But the copy's random rotation, size and elastic part are errors in
-    variables, so the encoder reads too short a move. moved_picture: -log p(x | code moved), nats, for
-    the first B' codes and images x (B', 3, 28, 28) that are only moved, in the colour of the image
-    before. It trains the decoder; the encoder follows by -ELBO. Hinton, Krizhevsky & Wang 2011.
+    moved_code: squared error of mu' - mu, means (B, 5) of copy and image, as the move. It says
+    which latent is what. The copy's other deformations are errors in variables, so the encoder
+    reads too short a move. moved_picture: -log p(x | code moved), nats, for the first B' codes and
+    images x (B', 3, 28, 28) only moved, in the colour of the image before. It trains the decoder;
+    the encoder follows by -ELBO. Hinton, Krizhevsky & Wang 2011.
     """
     turned = torch.cat([code[:, :2].roll(1, 0), code[:, 2:5] + moved, code[:, 5:]], 1)[: len(x)].detach()
     return {
@@ -161,24 +155,24 @@ def equivariance_terms(
 
 
 def heard_term(model: KnobVAE, code: Tensor) -> Tensor:
-    """-log q(c | picture), nats, summed: does the encoder read what the decoder was told to draw?
+    """-log q(c | picture), nats, summed: does the encoder read what the decoder was told?
 
-    Codes (B, 5 + N·K) get a random category c and another image's slant, width and weight. It trains
+    Codes (B, 5 + N·K) get a random category c and another image's slant, width and weight. Trains
     only the decoder. Minus InfoGAN's bound on the information of c: Chen et al. 2016.
     """
     c, turned = torch.randint(model.n_categories, (len(code),), device=code.device), code.detach().clone()
     turned[:, 2:5] = turned[:, 2:5].roll(1, 0)
     turned[:, model.latents["digit"]] = F.one_hot(c, model.n_categories).to(code)
-    reader = nn.ModuleList([model.encoder, model.categorical_head]).requires_grad_(False)  # gradients only pass through
+    reader = nn.ModuleList([model.encoder, model.categorical_head]).requires_grad_(False)
     _, _, log_q = model.encode(model.decode(turned))
     reader.requires_grad_(True)
     return F.nll_loss(log_q[:, 0], c, reduction="sum")
 
 
 def centring_term(log_q: Tensor, styles: Tensor) -> Tensor:
-    """Squared means of styles (B, 3) in each category of log q (B, K), averaged over these, times B.
+    """Squared means of styles (B, 3) in each category of log q (B, K), averaged, times B.
 
-    The square is the product of two half batches' means: a mean's own square holds its noise, too.
+    The square is a product of two half batches' means: a mean's own square also holds its noise.
     """
     halves = zip(log_q.detach().exp().chunk(2), styles.chunk(2), strict=True)
     one, other = (q.T @ style / (q.sum(0)[:, None] + 1) for q, style in halves)
@@ -189,7 +183,7 @@ def warm_up(
     model: KnobVAE, train: data.ColoredSet, run: runs.Run, copies: Callable, clustering: Callable,
     epochs: tuple[int, int], batch_size: int, learning_rate: float, temperature: float,
 ) -> None:  # fmt: skip
-    """Trains the encoder alone, for some epochs on the contrastive loss, then for some on the clustering."""
+    """Trains the encoder alone, first on the contrastive loss, then on the clustering."""
     projection = nn.Linear(model.gaussian_head.in_features, 64).to(run.device)
     optimizer = torch.optim.Adam([*model.parameters(), *projection.parameters()], learning_rate, fused=True)
     for epoch in range(1, sum(epochs) + 1):
@@ -232,7 +226,7 @@ def main() -> dict:
         if not history:
             start = functools.partial(copies, elastic=START_ELASTIC)
             warm_up(model, train, run, start, clustering, WARM_UP_EPOCHS, BATCH_SIZE, LEARNING_RATE, TEMPERATURE)
-            nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())  # pictures start dark
+            nn.init.constant_(model.decoder[-2].bias, data.mean_level(train).logit().item())
         n_batches = math.ceil(len(train) / BATCH_SIZE)
         step, steps = len(history) * n_batches, EPOCHS * n_batches
 
@@ -243,7 +237,7 @@ def main() -> dict:
                 tau = max(TAU_MIN, TAU_START * math.exp(-TAU_DECAY * step))
                 left = 1 - step / steps  # share of the run
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, 2 * left)
-                x, half = train.colored(index), len(index) // 2  # half of the batch will do for moved pictures
+                x, half = train.colored(index), len(index) // 2  # half will do for moved pictures
                 copy, moved, share = copies(index, elastic=ELASTIC)
                 with run.autocast():
                     mu, logvar, log_q = model.encode(torch.cat([x, copy]))  # one pass for both
@@ -296,7 +290,7 @@ def figures(
     curves = metrics.knob_curves(model, codes[:1000])
     plots.asked_and_measured(OUTPUT_DIR / "units.png", curves, f"{name}: each knob moved from its own value")
 
-    rows = metrics.knob_rows(model, scores, train, test)  # five test images of different digits, one knob each
+    rows = metrics.knob_rows(model, scores, train, test)  # five test images, one knob each
     plots.knob_rows(OUTPUT_DIR / "finding.png", rows, f"{name}: one knob moved, all else kept")
     frames, titles, digits = metrics.knob_film(model, scores, train)
     plots.movie(OUTPUT_DIR / "knobs.gif", frames, titles, [""], digits, "digit", fps=8)

@@ -1,4 +1,4 @@
-"""How the time of an epoch of vae_joint.py grows with the number of images, and with the batch size.
+"""How the time of an epoch of vae_joint.py grows with the images, and with the batch size.
 
 python -m benchmarks.scaling
 """

@@ -1,4 +1,4 @@
-"""From starting vae_joint.py to its first training step, beside importing torch and torchvision alone.
+"""From starting vae_joint.py to its first training step, beside importing torch alone.
 
 python -m benchmarks.startup
 """

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the scripts' own training steps, timed from outside, and tables of medians."""
+"""What the benchmarks share: the scripts' steps timed from outside, and tables of medians."""
 
 import contextlib
 import io
@@ -25,10 +25,11 @@ class _EnoughError(Exception):
 
 
 def first_epoch(script: ModuleType, steps: int | None = None, images: int | None = None, **constants) -> list[float]:
-    """Readings of the clock, in seconds, in the first epoch of script.main(): after each step, and at its end.
+    """Readings of the clock, seconds, in main()'s first epoch: after each step, and at its end.
 
-    The end is after the test pass and the checkpoint. The run is cut short there, or after `steps`. `images`: how many
-    training images there are, all by default. `constants`: edits of the script's.
+    The end is after the test pass and the checkpoint. The run is cut short there, or after `steps`.
+    `images`: how many training images there are, all by default. `constants`: edits of the
+    script's.
     """
     stamps, load, checkpoint = [], data.load, runs.Run.checkpoint
 
@@ -66,20 +67,21 @@ def step_seconds(script: ModuleType, steps: int, **options) -> float:
 
 
 def apart(function: Callable, *args):
-    """What function(*args) returns in a new process, where what ran before cannot affect how memory is kept."""
+    """What function(*args) returns in a new process, so that no run before affects its memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_workers_as_usual) as pool:
         return pool.submit(function, *args).result()
 
 
 def _start_workers_as_usual() -> None:
-    """Else a DataLoader would start its workers as this process was started: anew, with all imports."""
+    """Else a DataLoader would start its workers by spawning, with all imports."""
     multiprocessing.set_start_method(None, force=True)
 
 
 def repeated(functions: dict[str, Callable], repeats: int = 5, title: str = "") -> dict[str, list]:
-    """Calls each function in turn, again and again, so that a busy machine slows all alike: name → what it returned.
+    """Calls the functions in turn, repeatedly, so that load slows all alike: name → their returns.
 
-    They return seconds, or a dict of seconds by name. Prints what is running, and its result as soon as it is there.
+    They return seconds, or a dict of seconds by name. Prints what is running, and its result as
+    soon as it is there.
     """
     values = {name: [] for name in functions}
     for i in range(repeats):
@@ -108,7 +110,7 @@ def ratio(times: list[float], references: list[float]) -> str:
 
 
 def row(name: str, values: dict[str, list[float]], of: str, unit: float = 1000) -> list[str]:
-    """A line of a table: medians, and the ratio of each to the one called `of`, with its lowest and highest repeat."""
+    """A line of a table: medians, and each one's ratio to the one called `of`, with its range."""
     cells = [name]
     for key, times in values.items():
         cells += [median(times, unit)] + [ratio(times, values[of])] * (key != of)

@@ -1,10 +1,11 @@
-"""A training step of cyclegan_colors.py beside the usual way, with the same networks, losses and penalties.
+"""A training step of cyclegan_colors.py beside the usual way, with the same networks and losses.
 
     python -m benchmarks.translation_step
 
-The usual way: Datasets that colour an image with PIL when it is asked for, a DataLoader for each domain, Adam as it
-comes, tensors in the usual memory format, and a pass of the discriminator for the real images, one for the fake ones,
-and one for the penalty. Milliseconds, means over the steps (every fourth has the penalty), medians of the repeats.
+The usual way: Datasets that colour an image with PIL when it is asked for, a DataLoader for each
+domain, Adam as it comes, tensors in the usual memory format, and a pass of the discriminator for
+the real images, one for the fake ones, and one for the penalty. Milliseconds, means over the steps
+(every fourth has the penalty), medians of the repeats.
 """
 
 import functools

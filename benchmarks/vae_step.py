@@ -2,13 +2,14 @@
 
     python -m benchmarks.vae_step
 
-The floor: the matrix products of forward and backward, computed as in the script, then Adam's pass over the weights.
-What else is in a step: its other parts, each alone. The usual way: a Dataset that colours an image with PIL when it is
-asked for, a DataLoader with four workers, float32 with torch's default matrix products, Adam as it comes, the same
-network. Each repeat measures all three in turn, each in a new process, and prints a line for each. The tables have the
-medians of the repeats and of each repeat's own ratio, with the range of the ratios.
+The floor: the matrix products of forward and backward, computed as in the script, then Adam's pass
+over the weights. What else is in a step: its other parts, each alone. The usual way: a Dataset that
+colours an image with PIL when it is asked for, a DataLoader with four workers, float32 with torch's
+default matrix products, Adam as it comes, the same network. Each repeat measures all three in turn,
+each in a new process, and prints a line for each. The tables have the medians of the repeats and of
+each repeat's own ratio, with the range of the ratios.
 
-An epoch of a script has its test pass and its checkpoint in it, one of the usual way is its steps alone.
+An epoch of a script includes its test pass and checkpoint. One of the usual way is steps alone.
 """
 
 import copy
@@ -142,7 +143,7 @@ def others(model: nn.Module) -> dict[str, float]:
     gradients = [torch.randn(BATCH_SIZE, m.out_features) for m in layers]
     hidden = [torch.randn(BATCH_SIZE, n).requires_grad_() for n in (512, 256, 256, 512)]
     average = copy.deepcopy(model).requires_grad_(False)
-    latents = copy.deepcopy(model)  # the samples as the network draws them, the encoder's heads given
+    latents = copy.deepcopy(model)  # its sampling, the heads given
     latents.encoder = latents.decoder = nn.Identity()
     for head in {"gaussian_head", "categorical_head"} & dict(model.named_children()).keys():
         setattr(latents, head, Given(BATCH_SIZE, getattr(model, head).out_features))

@@ -1,4 +1,4 @@
-"""What the experiments share: scripts run with edited constants, results kept by name, tables in Markdown.
+"""What the experiments share: scripts run with edited constants, kept results, Markdown tables.
 
 A result is kept in outputs/runs/<experiment>/<row>/<seed>.json; that of a script's default
 constants and seed is its own, outputs/<script>/metrics.json. The script is run where no result with
@@ -79,7 +79,7 @@ def has_constants(content: dict, script: ModuleType) -> bool:
 
 
 def run(path: Path, script: ModuleType, edits: dict, make: bool = True) -> dict | None:
-    """The result kept at `path` if it has these constants; else, if `make`, that of a run; else None.
+    """The result kept at `path` if it has these constants; else that of a run if `make`, or None.
 
     A run's checkpoint, weights and figures lie in a folder beside the file.
     """
@@ -99,7 +99,7 @@ def run(path: Path, script: ModuleType, edits: dict, make: bool = True) -> dict 
 def collect(
     experiment: str, rows: dict[str, tuple[ModuleType, dict[int, dict]]], names: Iterable[str] = ()
 ) -> dict[str, list[dict]]:
-    """Row → the results of its runs. What is missing is made, in the rows with these slugs if there are any.
+    """Row → the results of its runs. Makes the missing ones, of rows with these slugs if any.
 
     `rows`: name → (script, number of a run → edits).
     """
@@ -127,7 +127,7 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def spread(values: list[float | None], factor: float = 1, decimals: int = 1) -> str:
-    """Mean ± sample standard deviation of the values times the factor, or the one value; a dash if one is missing."""
+    """Mean ± sample standard deviation of values × factor, or one value; a dash if one is None."""
     if None in values:
         return "–"
     values = [factor * value for value in values]
@@ -136,7 +136,7 @@ def spread(values: list[float | None], factor: float = 1, decimals: int = 1) -> 
 
 
 def table(rows: dict[str, list[dict]], columns: dict[str, tuple], seeds: bool = True) -> str:
-    """A line for each row, with the spread of each column's score; `seeds`: and with the number of runs."""
+    """A line for each row with the spread of each column's score, and with `seeds` the runs."""
     lines = [["", *columns, *["seeds"] * seeds]]
     for name, contents in rows.items():
         cells = [spread([c["results"].get(key) for c in contents], *form) for key, *form in columns.values()]

@@ -1,8 +1,9 @@
-"""The ends of the scale of digit accuracy: k-means on grey pixels, and vae_knobs.py's encoder trained with labels.
+"""The ends of the scale of digit accuracy: k-means on pixels, and an encoder with labels.
 
     python -m experiments.vaes k-means encoder_with_labels
 
-Both see what vae_knobs.py sees: its training images, the encoder also its deformed copies in other hues.
+The encoder is that of vae_knobs.py. Both see its training images, the encoder also its deformed
+copies in other hues.
 """
 
 import functools
@@ -20,7 +21,7 @@ import runs
 import vae_knobs
 
 METHOD = "labels"  # or "k-means"
-N_TRIALS = 10  # random beginnings of k-means, of which the one with the smallest squared error counts
+N_TRIALS = 10  # random beginnings of k-means; the smallest squared error counts
 EPOCHS = 24  # of the encoder; its learning rate falls linearly to 0
 BATCH_SIZE = 250  # images
 LEARNING_RATE = 0.0015  # Adam's
@@ -30,17 +31,17 @@ OUTPUT_DIR = runs.ROOT / "outputs" / "ends"
 
 
 def k_means(x: Tensor, k: int, rounds: int = 100) -> tuple[Tensor, float]:
-    """Lloyd's algorithm from k random points of x (n, D): the centres (k, D), and the mean squared distance to them."""
+    """Lloyd's algorithm from k points of x (n, D): centres (k, D), mean squared distance."""
     centres = x[torch.randperm(len(x))[:k]]
     for _ in range(rounds):
-        nearest = torch.cdist(x, centres).argmin(1)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
-        centres = sums / nearest.bincount(minlength=k).clamp(min=1)[:, None]
+        nearest = (centres.square().sum(1) / 2 - x @ centres.T).argmin(1)
+        members = F.one_hot(nearest, k).to(x)
+        centres = members.T @ x / members.sum(0).clamp(min=1)[:, None]
     return centres, torch.cdist(x, centres).amin(1).square().mean().item()
 
 
 def trained_encoder(train: data.ColoredSet, run: runs.Run) -> nn.Module:
-    """vae_knobs.py's encoder with ten logits, trained by cross-entropy on deformed copies and their labels."""
+    """vae_knobs.py's encoder with ten logits, trained by cross-entropy on deformed copies."""
     model = vae_knobs.KnobVAE(1, 10)
     encoder = nn.Sequential(model.encoder, model.categorical_head).to(run.device)
     optimizer = torch.optim.Adam(encoder.parameters(), LEARNING_RATE, fused=True)

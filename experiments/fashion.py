@@ -1,9 +1,9 @@
-"""The scripts on FashionMNIST, one run of each: the VAEs in one table, and the translation by class in three.
+"""The scripts on FashionMNIST, one run each: a table of the VAEs, three of the translation.
 
     python -m experiments.fashion          # runs what is missing, or only the rows named
 
-The four .gz files of FashionMNIST must lie in datasets/FashionMNIST/raw/ (torchvision downloads them if they do not).
-The tables go to outputs/tables/fashion.md.
+The four .gz files of FashionMNIST must lie in datasets/FashionMNIST/raw/ (torchvision downloads
+them if they do not). The tables go to outputs/tables/fashion.md.
 """
 
 import matplotlib.colors
@@ -30,7 +30,7 @@ COLUMNS, KNOB_COLUMNS = (
 
 
 def by_class(results: dict) -> str:
-    """Markdown: how often the colour is exact, or right, and the class is kept, for each class and for all images."""
+    """Markdown by class: how often the colour is exact, or right, and the class is kept."""
     with common.edited(data, **DATASET):
         names = data.class_names()
     head = [f"{word} {way}, %" for word in ("colour exact", "right", "class kept") for way in ("A → B", "B → A")]

@@ -1,6 +1,8 @@
-"""Does every seed train? The first epochs of the VAEs from ten seeds, with two kinds of first biases in the last layer:
-the scripts' own (pictures start at the mean grey level of the training images), and those that torch gives (grey).
-The last weights are scored: the average of the weights would lag behind by a tenth of the steps.
+"""Does every seed train? The first epochs of the VAEs, with two kinds of biases in the last layer.
+
+Ten seeds each. The scripts' own biases start pictures at the mean grey level of the training
+images; torch's start them grey. The last weights are scored: the average of the weights would lag
+behind by a tenth of the steps.
 
     python -m experiments.first_bias       # runs what is missing, or only the rows named
 
@@ -26,7 +28,7 @@ ROWS = {f"{name}, {bias}": (MODELS[name], common.seeds(EDITS, *SEEDS)) for name 
 
 
 def table(rows: dict[str, list[dict]]) -> str:
-    """Markdown: the lowest and highest test loss of each row, and how many seeds learned nothing."""
+    """Markdown: lowest and highest test loss of each row, and how many seeds learned nothing."""
     lines = [["pictures start at", "lowest test loss", "highest", "seeds in which nothing is learned"]]
     for name, contents in rows.items():
         last = [content["history"][-1] for content in contents]

@@ -1,8 +1,9 @@
-"""Does every seed of vae_knobs.py find ten digits, and what is each ingredient worth? Short runs, in one table.
+"""Does every seed of vae_knobs.py find ten digits, and what is each ingredient worth?
 
     python -m experiments.ingredients      # runs what is missing, or only the rows named
 
-The first row has twenty seeds. The others leave one ingredient out, with the first five of them. Figures are not drawn.
+One table of short runs. The first row has twenty seeds. The others leave one ingredient out, with
+the first five of them. Figures are not drawn.
 """
 
 import torch

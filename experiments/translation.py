@@ -1,4 +1,4 @@
-"""What makes the colour translation converge: cyclegan_colors.py with other constants, seeds and colours, in one table.
+"""What makes the colour translation converge: other constants, seeds and colours, in one table.
 
     python -m experiments.translation      # runs what is missing, or only the rows named
 
@@ -15,10 +15,10 @@ import data
 import runs
 from experiments import common, pairs
 
-PLAIN = {"INPUT_RANGE": (0.0, 1.0), "REFINE_FROM": 0.3, "REFINE_WEIGHT": 0.0}  # pixels as they are, one cycle loss
+PLAIN = {"INPUT_RANGE": (0.0, 1.0), "REFINE_FROM": 0.3, "REFINE_WEIGHT": 0.0}  # one cycle loss
 FAST = PLAIN | {"EPOCHS": 8, "IMAGES_PER_EPOCH": 16_000, "BATCH_SIZE": 32, "LEARNING_RATE": 0.002}
 FAST |= {"CYCLE_WEIGHT": 10.0}
-USUAL = {"REFINE_FROM": 1.0, "BETA2": 0.999, "DECAY_FROM": 0.5}  # Adam with its usual beta2, and no change of beta1
+USUAL = {"REFINE_FROM": 1.0, "BETA2": 0.999, "DECAY_FROM": 0.5}  # of Adam; beta1 never changes
 LONGER = FAST | USUAL | {"EPOCHS": 16}
 # The homework's losses, first weights, betas and rate, and the last weights (its epochs are 150).
 RECIPE = {"EPOCHS": 12, "HE_WEIGHTS": False, "R1_WEIGHT": 0.0, "BETA1": 0.9, "CYCLE_WEIGHT": 0.0, "EMA_DECAY": 0.0}
@@ -26,15 +26,16 @@ RECIPE |= PLAIN | USUAL | {"DECAY_FROM": 1.0}
 
 
 def complements() -> dict[str, tuple[str, ...]]:
-    """In B each digit has the complement of its colour in A, 1 - RGB. White's would be black, and is grey."""
+    """In B each digit has its complement in A, 1 - RGB. White's would be black, and is grey."""
     b = 1 - data.palette("DOMAIN_A", data.DOMAIN_A)
     return {"DOMAIN_B": tuple("grey" if not color.any() else matplotlib.colors.to_hex(color.tolist()) for color in b)}
 
 
 def drawn(seed: int) -> dict[str, tuple[str, ...]]:
-    """Ten colours drawn at random, for A; in B a random derangement of them, so that each digit changes its colour.
+    """Ten random colours for A, and in B a random derangement of them: each digit's colour changes.
 
-    Uniform in RGB, none darker than 0.4 in its largest channel, no two nearer than 0.35: others are drawn anew.
+    Uniform in RGB, none darker than 0.4 in its largest channel, no two nearer than 0.35: others are
+    drawn anew.
     """
     generator, colors = torch.Generator().manual_seed(seed), []
     while len(colors) < 10:
@@ -82,8 +83,9 @@ PUBLISHED = {
 
 
 def passes(results: dict) -> bool:
-    """In both directions: colour exact in 99.5%, digit kept within 0.5 points of the true targets', no digit under 98%
-    in either, and a PSNR of 37 dB.
+    """Colours exact in 99.5% and a PSNR of 37 dB, in both directions.
+
+    Also the digit kept within 0.5 points of the true targets', and no digit under 98% in either.
     """
     return all(
         results[f"{name}_exact"] >= 0.995
@@ -100,9 +102,10 @@ def lowest(results: dict, direction: str) -> float:
 
 
 def table(rows: dict[str, list[dict]], summary: bool = False) -> str:
-    """Markdown: the spread of the scores, the lowest digit of any run, how many runs pass, and what it took.
+    """Markdown: the spread of the scores, the lowest digit of a run, how many runs pass, and times.
 
-    Updates to 99% (both colours right, on the log's 2,000 images) and minutes are medians. `summary`: fewer columns.
+    Updates to 99% (both colours right, on the log's 2,000 images) and minutes are medians.
+    `summary`: fewer columns.
     """
     scores = list(COLUMNS.items())[: 2 if summary else None]
     keys = [(f"{way}_{key}", factor) for _, (key, factor) in scores for way in DIRECTIONS]
@@ -126,7 +129,7 @@ def table(rows: dict[str, list[dict]], summary: bool = False) -> str:
 
 
 def to_99(contents: list[dict]) -> str:
-    """Updates until both colours were 99% right, and the minutes that took: medians, if every run got there."""
+    """Median updates until both colours were 99% right, and minutes, if every run got there."""
     reached = [content["results"].get("updates_to_99") for content in contents]
     if None in reached:
         return "–"

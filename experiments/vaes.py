@@ -2,8 +2,9 @@
 
     python -m experiments.vaes             # runs what is missing, or only the rows named
 
-Each VAE script is run for each seed, and for the first seed with each of the edits below. The tables go to
-outputs/tables/, and docs/img/comparison.png is drawn if the weights of the first seed are there.
+Each VAE script is run for each seed, and for the first seed with each of the edits below. The
+tables go to outputs/tables/, and docs/img/comparison.png is drawn if the weights of the first seed
+are there.
 """
 
 import torch
@@ -32,7 +33,7 @@ EDITS = (  # constants worth trying
 EDITED = {", ".join([name, *(f"`{k} = {v}`" for k, v in edits.items())]): (name, edits) for name, edits in EDITS}
 ROWS = {name: (script, common.seeds({}, *SEEDS)) for name, script in SCRIPTS.items()}
 ROWS |= {row: (SCRIPTS[name], common.seeds(edits, SEEDS[0])) for row, (name, edits) in EDITED.items()}
-ENDS = {"k-means": {"METHOD": "k-means"}, "encoder with labels": {"METHOD": "labels"}}  # of the scale
+ENDS = {"k-means": {"METHOD": "k-means"}, "encoder with labels": {"METHOD": "labels"}}
 ROWS |= {row: (ends, {0: edits}) for row, edits in ENDS.items()}
 
 SUMMARY = ("test loss", "digit kept, %", "on demand, both %", "by swap, both %")  # the README's
@@ -40,7 +41,7 @@ PICTURE = runs.ROOT / "docs" / "img" / "comparison.png"
 
 
 def tables(rows: dict[str, list[dict]]) -> dict[str, tuple[str, dict]]:
-    """File name → (Markdown, its rows): all columns, the knobs, README's columns, edited constants."""
+    """File name → (Markdown, its rows): all columns, the knobs, README's, and edited constants."""
     models, edited = {name: rows[name] for name in SCRIPTS if name in rows}, {}
     for row, (name, _) in EDITED.items():
         edited |= {f"{name}, default constants": rows.get(name), row: rows.get(row)}
@@ -64,7 +65,7 @@ def draw_comparison() -> None:
     cpu, pictures = torch.device("cpu"), {}
     train, test = data.colored_set(train=True, device=cpu), data.colored_set(train=False, device=cpu)
     originals = test.colored(metrics.first_of_each_digit(test.digits, 1)[:, 0])
-    requests = [(float(digit), 36.0 * digit) for digit in range(10)]  # (digit, degrees): the hues evenly around
+    requests = [(float(digit), 36.0 * digit) for digit in range(10)]  # (digit, degrees)
     with torch.inference_mode():
         for name, path in weights.items():
             pictures[name] = examples(SCRIPTS[name].load_model(path), originals, train, torch.tensor(requests))
@@ -74,7 +75,7 @@ def draw_comparison() -> None:
 def examples(
     model: torch.nn.Module, originals: Tensor, train: data.ColoredSet, requests: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A model's reconstructions of the originals (10, 3, 28, 28), and its pictures of the requests (10, 2)."""
+    """A model's reconstructions of originals (10, 3, 28, 28), and pictures of requests (10, 2)."""
     codes = metrics.find_codes(metrics.codes_of(model, train), train, requests)[:, 0]
     return model.decode(model.code(originals)), model.decode(codes)
 

@@ -14,9 +14,9 @@ import runs
 NAMES = ("vae_continuous", "vae_discrete", "vae_joint", "vae_control", "vae_knobs", "cyclegan_colors")
 SCRIPTS = [importlib.import_module(name) for name in NAMES if (runs.ROOT / f"{name}.py").exists()]
 
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # the tests run in parallel: they share the cores
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # tests share the cores
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of the processes that tests start
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of subprocesses
 
 _load = data.load
 
@@ -66,7 +66,7 @@ def no_figures(monkeypatch):
 def edited(tmp_path):
     """edited(name, (old, new), ...): a copy of a script, so edited, as a module that draws nothing.
 
-    The copy lies in a folder of its own, beside a copy of data.py, which `edited("data", ...)` edits.
+    The copy lies in a folder of its own with a copy of data.py, which `edited("data", ...)` edits.
     """
     folder = tmp_path / "code"
     folder.mkdir()

@@ -17,7 +17,7 @@ from cyclegan_colors import Discriminator, Generator
 SMALL = {"IMAGES_PER_EPOCH": 32, "BATCH_SIZE": 8}  # epochs of 4 updates
 
 
-# ------------------------------------------------------------------------------------- networks and losses
+# ------------------------------------------------------------------------------ networks and losses
 
 
 def test_networks():
@@ -67,7 +67,7 @@ def test_the_discriminators_first_weights_are_he_et_als_or_torchs(he_weights):
     weighted = [m for m in Discriminator(he_weights) if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in weighted:
         inputs = layer.weight[0].numel()  # of a unit
-        variance = 2 / inputs if he_weights else 1 / (3 * inputs)  # torch: uniform to ± inputs ** -0.5
+        variance = 2 / inputs if he_weights else 1 / (3 * inputs)  # torch: uniform
         assert layer.weight.std().item() == pytest.approx(variance**0.5, rel=0.2)
         assert layer.bias.any() != he_weights
 
@@ -93,7 +93,7 @@ def test_losses():
     assert torch.allclose(cycle, 3 * F.l1_loss(fake.square(), real) + 5 * F.mse_loss(fake.square(), real))
 
 
-# ----------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 def run(folder, monkeypatch, **constants):
@@ -119,7 +119,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(few_images, tmp_path, monkeyp
     assert {"scores.png", "translations.png", "map.png", "training.gif"} <= {path.name for path in whole.iterdir()}
 
     # A's images and B's are different ones: 2 domains × 200 images, each epoch anew.
-    batches = [batch for batch in seen if len(batch) in (64, 8)]  # 200 in batches of 64; test images come by 50 or 10
+    batches = [batch for batch in seen if len(batch) in (64, 8)]  # test images: 50 or 10
     a, b = (torch.cat(batches[i:8:2]).flatten(1) for i in (0, 1))
     assert len(a) == len(b) == 200
     assert len(torch.cat([a, b]).unique(dim=0)) == len(data.load(train=True)[0].flatten(1).unique(dim=0))
@@ -136,7 +136,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(few_images, tmp_path, monkeyp
 
 
 def test_rates_momentum_and_averages(few_images, tmp_path, monkeypatch):
-    """Of eight updates: the rate falls after the fourth, momentum begins with the third. Then the average is saved."""
+    """Of eight updates: the rate falls after the fourth, and momentum begins with the third."""
     few_images(400, 100)
     make, domains, steps, weights = cyclegan_colors.make_domain, [], [], []
     monkeypatch.setattr(cyclegan_colors, "make_domain", lambda *args: domains.append(make(*args)) or domains[-1])
@@ -157,7 +157,7 @@ def test_rates_momentum_and_averages(few_images, tmp_path, monkeypatch):
     finally:
         for hook in hooks:
             hook.remove()
-    assert [betas for _, betas in steps] == [(0.25, 0.75)] * 8 + [(0.9, 0.75)] * 24  # in all four networks
+    assert [betas for _, betas in steps] == [(0.25, 0.75)] * 8 + [(0.9, 0.75)] * 24  # 4 networks
     assert [lr for lr, _ in steps[::4]] == pytest.approx([0.001] * 5 + [0.00075, 0.0005, 0.00025])
     assert [cyclegan_colors.rate(step, 100, 1.0) for step in (0, 50, 99)] == [1, 1, 1]
     average = weights[0]
@@ -187,7 +187,7 @@ def test_the_cycle_loss_brings_images_back(few_images, tmp_path, monkeypatch):
 def test_the_gradients_of_the_first_step_are_those_of_the_documented_losses(
     weight, begins, few_images, tmp_path, monkeypatch
 ):
-    """Of both adversarial losses and both cycles together; the squared error counts from REFINE_FROM on."""
+    """Of both adversarial losses and both cycles; squared errors count from REFINE_FROM on."""
     few_images(400, 100)
     make, domains, batches, pairs = cyclegan_colors.make_domain, [], [], []
     colored = data.ColoredSet.colored

@@ -56,7 +56,7 @@ def flip(content: bytes, i: int) -> bytes:
     [
         ("MNIST", lambda packed: packed[:-1000]),
         ("MNIST", lambda packed: flip(packed, 99_000)),
-        ("MNIST", lambda packed: gzip.compress(flip(gzip.decompress(packed), 99_000), 1)),  # a pixel
+        ("MNIST", lambda packed: gzip.compress(flip(gzip.decompress(packed), 99_000), 1)),
         ("MNIST", lambda packed: flip(packed, 40)),
         ("MNIST", lambda packed: b""),
         ("MNIST", lambda packed: (RAW / LABELS).read_bytes()),
@@ -220,12 +220,12 @@ def test_colorize_is_grey_level_times_color_in_any_order(test_set):
     order = torch.randperm(50)
     assert torch.equal(data.colorize(images[order], colors[order]), x[order])
     assert torch.equal(test_set.colored(order), x[order])
-    assert torch.allclose(x.amax(1), images / 255)  # at full value the brightest channel is the grey level
+    assert torch.allclose(x.amax(1), images / 255)  # the grey level at full value
 
 
 def test_mean_level(test_set):
     expected = data.colorize(test_set.images, test_set.colors).mean().item()
-    assert data.mean_level(test_set).item() == pytest.approx(expected, rel=0.01)  # colours do not depend on images
+    assert data.mean_level(test_set).item() == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_every_row_has_a_folder_of_its_own():
         assert len(set(slugs)) == len(slugs) and not set("".join(slugs)) & set(" `'/\\,;&|<>*?")
 
 
-# ----------------------------------------------------------------------------------------- the translation
+# ---------------------------------------------------------------------------------- the translation
 
 
 def results(exact=1.0, digit=0.99, by_digit=0.99, psnr=38.0):
@@ -124,7 +124,7 @@ def test_colours_drawn_at_random():
     for seed in range(3):
         drawn = translation.drawn(seed)
         a, b = (data.palette(name, drawn[name]) for name in ("DOMAIN_A", "DOMAIN_B"))
-        assert (torch.cdist(a, a) + 9 * torch.eye(10)).min() > 0.34 and a.amax(1).min() > 0.39  # rounded to 1 / 255
+        assert (torch.cdist(a, a) + 9 * torch.eye(10)).min() > 0.34 and a.amax(1).min() > 0.39
         assert sorted(map(tuple, a.tolist())) == sorted(map(tuple, b.tolist())) and (a != b).any(1).all()
 
 
@@ -151,7 +151,7 @@ def test_the_translation_runs_with_edits_and_on_pairs(tiny, monkeypatch, capsys)
     assert written["DOMAIN_B"][0] == "#00ffff" and written["BATCH_SIZE"] == 100
     assert data.DOMAIN_B[0] == "darkorange" and cyclegan_colors.BATCH_SIZE == 120
     content = read(tiny / "runs/translation/trained-on-true-pairs/0.json")
-    for way in translation.DIRECTIONS:  # a few updates get nearer to the colours than the image as it is
+    for way in translation.DIRECTIONS:  # a few updates: nearer than the image
         assert content["results"][f"{way}_psnr"] > content["results"][f"identity_{way}_psnr"] + 3
     assert content["history"][-1]["step"] == 200 and content["code"]["fingerprint"]
     translation.main()
@@ -159,7 +159,7 @@ def test_the_translation_runs_with_edits_and_on_pairs(tiny, monkeypatch, capsys)
     assert "| trained on true pairs |" in (tiny / "tables/translation.md").read_text(encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------------------ the others
+# --------------------------------------------------------------------------------------- the others
 
 
 def test_fashion_by_class():

@@ -48,5 +48,5 @@ def test_other_weights_are_refused(weights, tmp_path, monkeypatch):
     runs.save_torch(path, weights)
     if weights is None:
         path.write_bytes(b"half of it")
-    with pytest.raises(SystemExit, match=r"judge\.pt (is damaged|does not hold the weights of a judge)"):
+    with pytest.raises(SystemExit, match=r"judge\.pt (is missing, damaged|does not hold the weights of a judge)"):
         judge.load(CPU)

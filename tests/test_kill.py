@@ -1,4 +1,4 @@
-"""Killed again and again, a run ends with the weights of an undisturbed one. The long ones: `pytest -m slow -n 0`."""
+"""Killed again and again, a run ends like an undisturbed one. Long: `pytest -m slow -n 0`."""
 
 import json
 import os

@@ -30,11 +30,11 @@ def logits(n=60, k=10):
     return torch.randn(2, n, k, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
 
 
-# ------------------------------------------------------------------------------------------ pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def bar(width, shear=0.0, size=16):
-    """A bar, anti-aliased, sheared by so many pixels to the right for each pixel up: (1, 1, 28, 28)."""
+    """A bar, anti-aliased, sheared by so many pixels to the right per pixel up: (1, 1, 28, 28)."""
     x, y = torch.arange(28.0) - 13.5, torch.arange(28.0)[:, None] - 13.5
     across = (width / 2 + 0.5 - (x + shear * y).abs()).clamp(0, 1)
     return (across * (y.abs() < size / 2))[None, None]
@@ -100,7 +100,7 @@ def test_knobs_that_deform_exactly_have_no_crosstalk(test_set):
     assert results["knob_slant_gain"] == pytest.approx(1, abs=0.1)
 
 
-# --------------------------------------------------------------------------------------------- model
+# -------------------------------------------------------------------------------------------- model
 
 
 def test_latents_have_names_and_cover_the_code(model, images):
@@ -121,7 +121,7 @@ def test_a_knob_moves_its_own_column_by_its_unit(model):
         assert moved.abs().sum() == pytest.approx(4) and code.abs().sum() == 0
 
 
-# ---------------------------------------------------------------------------------------------- loss
+# --------------------------------------------------------------------------------------------- loss
 
 
 def test_clustering_loss_against_distributions():
@@ -169,7 +169,7 @@ def test_centring_is_zero_for_centred_styles_and_counts_no_noise():
     assert abs(vae_knobs.centring_term(log_q, noise).item()) < 20  # a mean's own square: 30
 
 
-# ----------------------------------------------------------------------------------------------- run
+# ---------------------------------------------------------------------------------------------- run
 
 
 def run(folder, monkeypatch, **constants):

@@ -9,7 +9,7 @@ from torch import nn
 import data
 import metrics
 
-# ------------------------------------------------------------------------------------------------ hues
+# --------------------------------------------------------------------------------------------- hues
 
 
 def test_the_hue_of_every_test_image_is_read_within_a_degree(test_set):
@@ -32,13 +32,13 @@ def test_hue_distance():
     assert metrics.hue_distance(a, b).tolist() == [20, 20, 180, 0]
 
 
-# -------------------------------------------------------------------------------------- information and ELBO
+# ----------------------------------------------------------------------------- information and ELBO
 
 
 def test_mutual_information_against_closed_forms():
     a = torch.arange(1200)
     assert metrics.mutual_information(a % 10, a % 10) == pytest.approx(math.log(10))
-    assert metrics.mutual_information(a % 10, a // 10 % 12) == pytest.approx(0, abs=1e-9)  # every pair equally often
+    assert metrics.mutual_information(a % 10, a // 10 % 12) == pytest.approx(0, abs=1e-9)
     # A binary symmetric channel that errs once in four: log 2 - H(1/4).
     sent = a % 2
     received = torch.where(a // 2 % 4 == 0, 1 - sent, sent)
@@ -50,7 +50,7 @@ def test_discretize():
     values = torch.tensor([[3.0], [-1.0], [10.0], [0.5]])
     assert metrics.discretize(values).tolist() == [10, 0, 15, 5]  # quarters of 20 bins
     assert metrics.discretize(torch.eye(3)[[2, 0, 1]]).tolist() == [2, 0, 1]
-    wheel = torch.tensor([[0.0, 2.0], [-3.0, -1.0], [1.0, -1.0], [0.1, 0.0]])  # 90°, -162°, -45° and 0°
+    wheel = torch.tensor([[0.0, 2.0], [-3.0, -1.0], [1.0, -1.0], [0.1, 0.0]])  # 90, -162, -45, 0°
     assert metrics.discretize(wheel).tolist() == [15, 0, 5, 10]
 
 
@@ -109,11 +109,11 @@ def test_the_first_epoch_of_which_the_code_carries_nothing_gives_a_warning(capsy
     assert warned == [2, 5]
 
 
-# ------------------------------------------------------------------------------------------------- control
+# ------------------------------------------------------------------------------------------ control
 
 
 class Perfect(nn.Module):
-    """Codes of three latents: the hue as a continuous number (degrees / 360), a useless variable, and the digit.
+    """Codes of three latents: the hue as a number (degrees / 360), a useless variable, the digit.
 
     Decodes to a real image of that digit in that hue.
     """
@@ -123,7 +123,7 @@ class Perfect(nn.Module):
     def __init__(self, test: data.ColoredSet):
         super().__init__()
         x = data.colorize(test.images[:500], torch.ones(500, 3))
-        kept = metrics.digit_of(x) == test.digits[:500]  # the judge's own misses are not the model's
+        kept = metrics.digit_of(x) == test.digits[:500]  # the judge's misses do not count
         places = metrics.first_of_each_digit(torch.where(kept, test.digits[:500], -1), 1)[:, 0]
         self.prototypes = x[places]
 
@@ -191,7 +191,7 @@ def test_color_latents_and_swap(test_set, perfect):
     few, codes = test_set[:3000], codes[:3000]
     scores = metrics.control_by_swap(perfect, codes, ["z1"], few)
     assert scores == {"swap_digit": 1, "swap_hue": 1, "swap_both": 1}
-    # With no colour latents the first image comes back: its digit always, the other's hue by chance.
+    # With no colour latents the first image comes back, the other's hue only by chance.
     scores = metrics.control_by_swap(perfect, codes, [], few)
     assert scores["swap_digit"] == 1 and scores["swap_hue"] == pytest.approx(30 / 360, abs=0.02)
 
@@ -278,7 +278,7 @@ def test_plane_codes():
     assert grid.tolist() == [[[0, 1, 7], [1, 1, 7]], [[0, 0, 7], [1, 0, 7]]]
 
 
-# --------------------------------------------------------------------------------------------- translation
+# -------------------------------------------------------------------------------------- translation
 
 
 def test_scores_of_known_translations(test_set):
@@ -293,7 +293,7 @@ def test_scores_of_known_translations(test_set):
     nothing, _ = metrics.translation_scores("x", data.colorize(grey, a[digits]), grey, digits, b)
     assert nothing["x_color"] == nothing["x_exact"] == 0 and nothing["x_digit"] == oracle["oracle_digit"]
     darker, _ = metrics.translation_scores("x", truth * 0.88, grey, digits, b)
-    far = 0.12 * b.norm(dim=1) > metrics.COLOR_TOLERANCE  # teal's and purple's error is 0.08, the others' 0.12 or more
+    far = 0.12 * b.norm(dim=1) > metrics.COLOR_TOLERANCE  # not teal and purple
     assert darker["x_exact_by_digit"] == (~far).double().tolist() and darker["x_both"] <= darker["x_exact"] < 1
     assert darker["x_color"] == 1 and len(darker["x_digit_by_digit"]) == len(darker["x_color_by_digit"]) == 10
     assert darker["x_psnr"] == pytest.approx(-10 * torch.log10((0.12 * truth).square().mean()).item(), rel=1e-4)

@@ -132,4 +132,4 @@ def test_figures_are_whole_and_a_users_own_settings_change_none(tmp_path, monkey
     settings = {"image.origin": "lower", "axes.grid": True, "text.usetex": True, "savefig.dpi": 300, "font.size": 30}
     with matplotlib.rc_context(settings):
         assert draw() == usual
-        assert all(matplotlib.rcParams[name] == value for name, value in settings.items())  # and are still theirs
+        assert all(matplotlib.rcParams[name] == value for name, value in settings.items())

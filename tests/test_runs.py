@@ -31,7 +31,7 @@ def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ----------------------------------------------------------------------------------------------- constants
+# ---------------------------------------------------------------------------------------- constants
 
 
 def test_limits():
@@ -86,7 +86,7 @@ def test_images_of_another_kind_are_refused_before_training(few_images, tmp_path
     assert not re.search("epoch +1/|updates", capsys.readouterr().out)
 
 
-# ----------------------------------------------------------------------------------------------- the shell
+# ---------------------------------------------------------------------------------------- the shell
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_arguments(shell, capsys, monkeypatch):
     assert shell("b", main=called.append, rows=("a", "b")) == 0 and called == ["b"]
     assert shell("c", main=called.append, rows=("a", "b")) == 2
     assert shell(main=lambda: called.append("all")) == 0 and called == ["b", "all"]
-    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])  # an editor's window
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])  # an editor
     runs.command(lambda: called.append("cell"))
     assert called == ["b", "all", "cell"]
 
@@ -130,7 +130,7 @@ def test_an_interrupt_ends_with_one_line(shell, capsys):
 
 
 def test_a_script_pasted_into_a_notebook(few_images, tmp_path, monkeypatch):
-    """Its cells have no __file__, the arguments are the kernel's, and the output can be written to, not more."""
+    """Its cells have no __file__, the arguments are the kernel's, the output is only written to."""
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
     monkeypatch.setattr(runs, "ROOT", tmp_path)
@@ -141,7 +141,7 @@ def test_a_script_pasted_into_a_notebook(few_images, tmp_path, monkeypatch):
     assert written["code"] | {"judge": 0} == {"script": None, "fingerprint": None, "judge": 0, "images": 400}
 
 
-# ----------------------------------------------------------------------------------------- the fingerprint
+# ---------------------------------------------------------------------------------- the fingerprint
 
 
 def test_the_fingerprint_follows_what_trains(edited):
@@ -210,7 +210,7 @@ def test_the_fingerprint_is_the_same_in_every_python():
         assert found.split() == here, python
 
 
-# --------------------------------------------------------------------------------------- a run that goes on
+# ------------------------------------------------------------------------------- a run that goes on
 
 
 def test_an_interrupted_run_goes_on_unless_what_trains_was_edited(edited, few_images, tmp_path, monkeypatch, capsys):
@@ -342,10 +342,10 @@ def test_training_steps_reuse_their_memory():
         optimizer.step()
     runs.keep_freed_memory(False)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    assert faults < 5 * 300  # pages that five steps took from the system; else 1,000 a step and more
+    assert faults < 5 * 300  # pages of five steps; else 1,000 a step and more
 
 
-# --------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):

@@ -34,7 +34,7 @@ def images(test_set):
     return test_set.colored(slice(60))
 
 
-# ------------------------------------------------------------------------------------------------ networks
+# ----------------------------------------------------------------------------------------- networks
 
 
 def sizes(module):
@@ -70,7 +70,7 @@ def test_networks(script, images):
 
 @pytest.mark.parametrize("script", [vae_discrete, vae_joint])
 def test_categories(script, images):
-    """Logits have no activation and a softmax of their own variable. Samples are relaxed or one-hot."""
+    """Logits have no activation. The softmax is each variable's. Samples are relaxed or one-hot."""
     torch.manual_seed(0)
     model, seen = MODELS[script](), []
     log_q = model.encode(images)
@@ -103,7 +103,7 @@ def test_copied_blocks_are_equal():
     assert source(vae_discrete.category_grid) == source(vae_joint.category_grid)
 
 
-# ---------------------------------------------------------------------------------------------------- loss
+# --------------------------------------------------------------------------------------------- loss
 
 
 def test_gaussian_kl():
@@ -155,7 +155,7 @@ FIRST_STEPS = [
 def test_the_gradient_of_mains_first_step_is_that_of_the_documented_loss(
     name, mutation, edited, few_images, monkeypatch
 ):
-    """-E[log p(x | z, v)] + BETA · (KL(q(z | x) ‖ p(z)) + KL(q(v | x) ‖ p(v))), by torch.distributions."""
+    """-E[log p(x | z, v)] + BETA · (KL of q(z | x) + KL of q(v | x)), by torch.distributions."""
     script = edited(name, *[mutation] * (mutation is not None))
     script.BETA, script.TAU_START, seen = 3.0, 0.8, {}
     colored = data.ColoredSet.colored
@@ -197,10 +197,10 @@ def test_the_gradient_of_mains_first_step_is_that_of_the_documented_loss(
 
     level = data.mean_level(data.colored_set(train=True, device=CPU)).item()  # pictures start at it
     entropy = -level * math.log(level) - (1 - level) * math.log(1 - level)
-    assert reconstruction.item() / len(x) == pytest.approx(2352 * entropy, rel=0.05)  # else about 2352 log 2
+    assert reconstruction.item() / len(x) == pytest.approx(2352 * entropy, rel=0.05)
 
 
-# ----------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 def run(script, folder, monkeypatch, **constants):
@@ -252,7 +252,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(script, few_images, tmp_path,
     common = {"loss.png", "reconstructions.png", "latent_usage.png", "control_on_demand.png", "control_by_swap.png"}
     files = {path.name for path in whole.iterdir()}
     assert common | FIGURES[script] <= files and not [name for name in files if "checkpoint" in name or "tmp" in name]
-    if script is not vae_continuous:  # seven batches an epoch; the temperature goes on where the last epoch left it
+    if script is not vae_continuous:  # seven batches an epoch
         assert [row["tau"] for row in written["history"]] == pytest.approx([math.exp(-0.0003 * n) for n in (6, 13)])
 
     monkeypatch.setattr(script, "figures", lambda *args: None)
@@ -285,7 +285,7 @@ def test_unusual_constants_work(script, constants, few_images, tmp_path, monkeyp
 
 @SCRIPTS
 def test_it_learns(script, few_images, tmp_path, monkeypatch, test_set):
-    """In 150 steps. A code that carries nothing gets 302 nats above the floor, pictures of the mean level 480."""
+    """In 150 steps. Above the floor an empty code gets 302 nats, pictures of mean level 480."""
     few_images(3000, 1000)
     monkeypatch.setattr(metrics, "print_epoch", interrupt)
     tau = {"TAU_START": 0.5} if script is not vae_continuous else {}
@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(few_images, tmp_path, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
 
 
-# ------------------------------------------------------------------------------------- what people do with them
+# ------------------------------------------------------------------------- what people do with them
 
 
 def test_one_more_term_is_in_the_log_and_in_the_figure_of_the_loss(edited, few_images, monkeypatch, capsys):
