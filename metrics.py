@@ -665,6 +665,11 @@ def color_of(images: Tensor, grey: Tensor) -> Tensor:
     return (ink * images).sum((2, 3)) / ink.square().sum((2, 3))
 
 
+def nearest(images: Tensor, grey: Tensor, colors: Tensor) -> Tensor:
+    """Which of the colours (10, 3) the ink of each image is nearest to, int64 (B,): RGB, Euclidean."""
+    return torch.cdist(color_of(images, grey), colors).argmin(1)
+
+
 def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> tuple[dict, Tensor]:
     """Scores of images (n, 3, 28, 28) that should be `grey` in the target colours (10, 3).
 
@@ -678,7 +683,7 @@ def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor,
     ink, wanted = color_of(outputs, grey), target[digits]
     right = {
         "digit": digit_of(outputs) == digits,
-        "color": torch.cdist(ink, target).argmin(1) == digits,
+        "color": nearest(outputs, grey, target) == digits,
         "exact": (ink - wanted).norm(dim=1) <= COLOR_TOLERANCE,
     }
     scores = {
@@ -696,24 +701,28 @@ def translation_scores(name: str, outputs: Tensor, grey: Tensor, digits: Tensor,
 
 def color_map(outputs: Tensor, grey: Tensor, digits: Tensor, target: Tensor) -> Tensor:
     """Share of each digit's images nearest to each of the target colours (10, 3): (10, 10)."""
-    nearest = torch.cdist(color_of(outputs, grey), target).argmin(1)
-    return torch.stack([torch.bincount(nearest[digits == d], minlength=10) / (digits == d).sum() for d in range(10)])
+    found = nearest(outputs, grey, target)
+    return torch.stack([torch.bincount(found[digits == d], minlength=10) / (digits == d).sum() for d in range(10)])
 
 
 def translation_row(directions: dict[str, Direction], images: Tensor, digits: Tensor) -> dict:
     """A row of the history: scores of the first 2,000 images (n, 28, 28), and pictures.
 
     The pictures, uint8 (2, 10, 3, 28, 28), are the first test image of each digit as it is
-    translated now.
+    translated now. "right", bool (2, 10): whether their colours are. For each direction a list by
+    digit: the colour in which most of its images come out.
     """
-    row, pictures = {}, []
+    row, pictures, right = {}, [], []
     first = first_of_each_digit(digits, 1)[:, 0]
     for name, direction in directions.items():
         outputs = direction.outputs(images[:2000], digits[:2000])
         scores, _ = translation_scores(name, outputs, images[:2000], digits[:2000], direction.target)
         row |= {f"{name}_{part}": scores[f"{name}_{part}"] for part in ("digit", "color", "exact")}
+        shares = color_map(outputs, images[:2000], digits[:2000], direction.target)
+        row[f"{name}_colors"] = shares.argmax(1).tolist()
         pictures.append(direction.outputs(images[first], digits[first]))
-    return row | {"pictures": torch.stack(pictures).mul(255).round().byte().cpu()}
+        right.append(nearest(pictures[-1], images[first], direction.target) == digits[first])
+    return row | {"pictures": torch.stack(pictures).mul(255).round().byte().cpu(), "right": torch.stack(right).cpu()}
 
 
 def print_translation(row: dict, steps: int) -> None:
@@ -730,11 +739,14 @@ def print_translation(row: dict, steps: int) -> None:
 def evaluate_translation(directions: dict[str, Direction], grey: Tensor, digits: Tensor) -> tuple[dict, dict, dict]:
     """Scores both directions on test images `grey` (n, 28, 28), beside identity and oracle.
 
-    Returns the results; for each direction examples, the first four images of each digit:
+    by_color_alone: in the colour of another random digit, images come out in its partner. Returns
+    the results; for each direction examples, the first four images of each digit:
     originals, translations, targets, each (4, 10, 3, 28, 28), and which are right, bool (4, 10);
     and for each direction its color_map.
     """
     shown = first_of_each_digit(digits, 4).T
+    shift = torch.randint(1, 10, digits.shape, generator=torch.Generator().manual_seed(0)).to(digits.device)
+    others = (digits + shift) % 10  # of each image another random digit, whose colour it gets
     results, examples, maps = {}, {}, {}
     for name, direction in directions.items():
         x = direction.outputs(grey, digits)
@@ -744,6 +756,8 @@ def evaluate_translation(directions: dict[str, Direction], grey: Tensor, digits:
             x = data.colorize(grey, colors[digits])  # 94 MB, in place of the images before
             results |= translation_scores(f"{kind}_{name}", x, grey, digits, direction.target)[0]
             pictures.append(x[shown])
+        partners = nearest(direction.outputs(grey, others), grey, direction.target)
+        results[f"{name}_by_color_alone"] = (partners == others).double().mean().item()
         translations, originals, targets = pictures
         examples[name] = originals, translations, targets, right[shown]
     return results, examples, maps

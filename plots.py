@@ -125,11 +125,13 @@ def movie(
     label: str,
     fps: int,
     dial: tuple[Tensor, Tensor, Tensor] | None = None,
+    wrong: np.ndarray | None = None,
 ) -> None:
     """A GIF that loops: grids of images (T, R, C, 3, 28, 28) one after another, with titles.
 
     `label` names the columns. `dial`, drawn beside the grid: codes (n, D) of test images and their
     hues (n,) in degrees, and the P points (T, P, D) that the images of a frame are decoded from.
+    `wrong`, bool (T, R, C): images that get a cross.
     """
     if dial is None:
         figure, ((axes,),) = _figure(1, 1, 0.5 * len(columns) + 1.5, 0.5 * len(rows) + 0.9)
@@ -146,6 +148,10 @@ def movie(
         for t, text in enumerate(titles):
             axes.images[0].set_data(_canvas(frames[t]))
             title.set_text(text)
+            for mark in [*axes.patches, *axes.texts]:
+                mark.remove()
+            if wrong is not None:
+                _mark(axes, wrong[t])
             if dial is not None:
                 for hand, (z1, z2) in zip(hands, _plane(dial[2][t]), strict=True):
                     hand.set_data([0, z1], [0, z2])
@@ -548,23 +554,30 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
 def translation_movie(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]], history: list[dict]) -> None:
     """The first test image of each digit over training: `rows` as in `translations`.
 
-    Pictures are from the history. Four rows: the images in A's colours, what is made of them in
-    B's, and the same from B to A. Each translation stands below its true target, which is what the
-    other direction starts from.
+    Of each direction the test images, what is made of them, and what should be, below each other; a
+    cross on each wrong colour. Pictures are from the history, after 50, 100, 200, 400 ... updates.
     """
-    history = [*history, *[history[-1]] * 4]  # the last one stays for a while
-    pictures = np.stack([_array(row["pictures"]) for row in history]) / 255  # (T, 2, 10, 3, 28, 28)
-    in_a, in_b = (np.broadcast_to(_array(rows[name][0][0]), pictures[:, 0].shape) for name in DIRECTIONS)
-    frames = np.stack([in_a, pictures[:, 1], in_b, pictures[:, 0]], 1)  # (T, 4, 10, 3, 28, 28)
+    steps = {0, *(50 * 2**i for i in range(30)), history[-1]["step"]}
+    shown = [row for row in history if row["step"] in steps]
+    shown += 2 * shown[-1:]  # the last one stays for a while
+    frames, wrong = [], []
+    for row in shown:
+        pictures, right = _array(row["pictures"]) / 255, _array(row["right"])  # (2, 10, 3, 28, 28), (2, 10)
+        frame, crosses = [], np.zeros((6, 10), bool)
+        for i, name in enumerate(DIRECTIONS):
+            frame += [_array(rows[name][0][0]), pictures[i], _array(rows[name][2][0])]
+            crosses[3 * i + 1] = ~right[i]
+        frames.append(np.stack(frame))
+        wrong.append(crosses)
     titles = [
-        f"{row['step']} updates, colour exact: "
-        + ", ".join(f"{label} {100 * row[f'{name}_exact']:.1f}%" for name, label in DIRECTIONS.items())
-        for row in history
+        f"After {row['step']:,} updates {100 * row['a_to_b_exact']:.1f}% are exact from A to B, "
+        f"{100 * row['b_to_a_exact']:.1f}% from B to A"
+        for row in shown
     ]
-    labels = ["A: test images", "B → A now", "B: test images", "A → B now"]
-    movie(
-        path, frames, titles, labels, data.class_names(), "digit (a translation should become the row above it)", fps=2
-    )
+    labels = ["an image of A", "translated to B", "true target in B", "an image of B", "translated to A"]
+    labels.append("true target in A")
+    label = "A and B give the same ten colours to the digits differently. ×: a wrong colour"
+    movie(path, np.stack(frames), titles, labels, data.class_names(), label, fps=1, wrong=wrong)
 
 
 @styled()
@@ -605,6 +618,21 @@ def comparison(
     for i, (digit, hue) in enumerate(shown):
         right.text(30 * i + 14, 14, f"{digit:.0f}\n{hue:.0f}°", ha="center", va="center")
     right.set_title("the picture of a digit in a hue, on demand")
+    _save(figure, path)
+
+
+@styled()
+def swaps(path: Path, digit_images: Tensor, color_images: Tensor, pictures: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Digit and style of the first row (10, 3, 28, 28), hue of the second, in each model's pictures.
+
+    `pictures`: label → (the swaps, (10, 3, 28, 28), which of them are right, bool (10,)).
+    """
+    figure, ((axes,),) = _figure(1, 1, CELL * 10 + 2, CELL * (len(pictures) + 2) + 0.5)
+    rows = [digit_images, color_images, *(swapped for swapped, _ in pictures.values())]
+    _tiles(axes, np.stack([_array(row) for row in rows]), ["digit and style of", "hue of", *pictures], [])
+    wrong = [~_array(right) for _, right in pictures.values()]
+    _mark(axes, np.concatenate([np.zeros((2, 10), bool), wrong]))
+    axes.set_xlabel("× marks a wrong digit or hue")
     _save(figure, path)
 
 

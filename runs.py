@@ -34,12 +34,12 @@ ROOT = Path(__file__).parent
 # Names of constants (regular expressions): type, lowest and highest value. The first match counts.
 LIMITS = (
     (r"(\w+_)?SEED", int, 0, 2**63 - 1),
-    (r"EPOCHS|BATCH_SIZE|IMAGES_PER_EPOCH|R1_EVERY|LATENT_DIM|N_\w+", int, 1, 10**9),
+    (r"EPOCHS|BATCH_SIZE|LOG_EVERY|R1_EVERY|LATENT_DIM|N_\w+", int, 1, 10**9),
     (r"EMA_DECAY|BETA[12]|MAX_SCALE|MAX_WIDTH", float, 0, 0.999999),
     (r"\w+_FROM", float, 0, 1),
     (r"LEARNING_RATE|TAU_START|TAU_MIN|TEMPERATURE|Z_VARIANCE|STEP", float, 1e-30, 1e30),
     (r"\w+_WEIGHT|BETA|TAU_DECAY|MAX_\w+|(\w+_)?ELASTIC", float, 0, 1e30),
-    (r"HARD|RESUME|HE_WEIGHTS", bool, False, True),
+    (r"HARD|RESUME", bool, False, True),
 )
 READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")  # no script reads these itself
 WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")  # they change no result

@@ -1,15 +1,16 @@
-"""A training step of the three VAE scripts beside its floor, what else is in it, and the usual way.
+"""A training step of the three VAE scripts beside its floor, what else is in it, and other ways.
 
     python -m benchmarks.vae_step
 
 The floor: the matrix products of forward and backward, computed as in the script, then Adam's pass
-over the weights. What else is in a step: its other parts, each alone. The usual way: a Dataset that
-colours an image with PIL when it is asked for, a DataLoader with four workers, float32 with torch's
-default matrix products, Adam as it comes, the same network. Each repeat measures all three in turn,
-each in a new process, and prints a line for each. The tables have the medians of the repeats and of
-each repeat's own ratio, with the range of the ratios.
+over the weights. What else is in a step: its other parts, each alone. Two other ways, with the same
+network, float32 with torch's default matrix products and Adam as it comes: *with PIL*, a Dataset
+that colours an image with PIL when it is asked for and a DataLoader with four workers; *in memory*,
+all coloured images in a TensorDataset and a DataLoader without workers. Each repeat measures all in
+turn, each in a new process, and prints a line for each. The tables have the medians of the repeats
+and of each repeat's own ratio, with the range of the ratios.
 
-An epoch of a script includes its test pass and checkpoint. One of the usual way is steps alone.
+An epoch of a script includes its test pass and checkpoint. One of the other ways is steps alone.
 """
 
 import copy
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image, ImageOps
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import data
 import runs
@@ -37,7 +38,7 @@ from benchmarks import timing
 from experiments import common
 
 REPEATS = 3
-STEPS = 150  # of the usual way, and of each part of a step alone; of a script all of an epoch
+STEPS = 150  # of the other ways, and of each part of a step alone; of a script all of an epoch
 WARM_UP = 11  # steps that are not counted
 BATCH_SIZE = 120
 WORKERS = 4  # as in many a tutorial
@@ -74,14 +75,25 @@ def outputs(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return logits, sum(part.sum() for part in kl) + vae_joint.categorical_kl(log_q).sum()
 
 
-def usual_way(name: str) -> dict[str, float]:
+def with_pil(name: str) -> dict[str, float]:
     """Seconds of a step, and of the steps of an epoch."""
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors
-    model, images = MODELS[name], ColoredImages()
-    loader = DataLoader(images, BATCH_SIZE, shuffle=True, num_workers=WORKERS)
+    return other_way(name, DataLoader(ColoredImages(), BATCH_SIZE, shuffle=True, num_workers=WORKERS))
+
+
+def in_memory(name: str) -> dict[str, float]:
+    """Seconds of a step, and of the steps of an epoch."""
+    images, _ = data.load(train=True)
+    colored = data.colorize(images, data.random_colors(len(images), data.TRAIN_COLOR_SEED))
+    return other_way(name, DataLoader(TensorDataset(colored), BATCH_SIZE, shuffle=True))
+
+
+def other_way(name: str, loader: DataLoader) -> dict[str, float]:
+    model = MODELS[name]
     optimizer = torch.optim.Adam(model.parameters(), 0.001)
     stamps = []
     for x in itertools.islice(loader, WARM_UP + STEPS):
+        x = x[0] if isinstance(x, list) else x
         logits, kl = outputs(model, x)
         loss = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl
         optimizer.zero_grad()
@@ -198,14 +210,15 @@ def seconds(*functions: Callable) -> list[float]:
 
 
 def tables(measured: dict[str, dict[str, list[dict]]]) -> str:
-    """Markdown, from script → "script", "alone", "usual way" → what each repeat gave."""
+    """Markdown, from script → "script", "alone", "in memory", "with PIL" → what each repeat gave."""
     times = "times as long"
     floors = [["a step", "matrix products, ms", "Adam, ms", "script, ms", "of their sum"]]
     floors[0] += ["products at torch's default, ms", "of the products"]
-    rest, steps = {}, [["a step", "script, ms", "usual way, ms", times]]
-    epochs = [["an epoch", "script, s", "usual way, s", times]]
+    rest, steps = {}, [["a step", "script, ms", "in memory, ms", times, "with PIL, ms", times]]
+    epochs = [["an epoch", "script, s", "in memory, s", times, "with PIL, s", times]]
     for name, values in measured.items():
-        script, usual, parts = (timing.columns(values[key]) for key in ("script", "usual way", "alone"))
+        ways = {key: timing.columns(repeats) for key, repeats in values.items()}
+        script, parts = ways["script"], ways.pop("alone")
         both = [sum(pair) for pair in zip(parts["products"], parts["Adam"], strict=True)]
         cells = [timing.median(times) for times in (parts["products"], parts["Adam"], script["step"])]
         default = parts.pop("products at torch's default")
@@ -214,8 +227,8 @@ def tables(measured: dict[str, dict[str, list[dict]]]) -> str:
         parts["unexplained"] = [a - sum(b) for a, *b in zip(script["step"], *parts.values(), strict=True)]
         for part in [part for part in parts if part not in ("products", "Adam")]:
             rest.setdefault(part, [part]).append(timing.median(parts[part], digits=2))
-        steps.append(timing.row(name, {"script": script["step"], "usual way": usual["step"]}, "script"))
-        epochs.append(timing.row(name, {"script": script["epoch"], "usual way": usual["epoch"]}, "script", unit=1))
+        steps.append(timing.row(name, {key: way["step"] for key, way in ways.items()}, "script"))
+        epochs.append(timing.row(name, {key: way["epoch"] for key, way in ways.items()}, "script", unit=1))
     what_else = [["what else, ms", *measured], *rest.values()]
     return "\n".join(common.markdown(lines) for lines in (floors, what_else, steps, epochs))
 
@@ -223,7 +236,7 @@ def tables(measured: dict[str, dict[str, list[dict]]]) -> str:
 def main() -> None:
     versions = runs.versions(torch.device("cpu"), runs.constants(vars(vae_joint)))
     print(", ".join(f"{name} {value}" for name, value in versions.items()))
-    ways = {"script": script_way, "alone": alone, "usual way": usual_way}
+    ways = {"script": script_way, "alone": alone, "in memory": in_memory, "with PIL": with_pil}
     measured = {}
     for name in MODELS:
         calls = {key: functools.partial(timing.apart, way, name) for key, way in ways.items()}

@@ -21,7 +21,6 @@ import runs
 RUNS, TABLES = runs.ROOT / "outputs" / "runs", runs.ROOT / "outputs" / "tables"
 COLUMNS = {  # of the VAEs: heading → (key in the results, factor)
     "test loss": ("test_loss", 1),
-    "above the floor": ("test_above_floor", 1),
     "test loss, one-hot": ("test_loss_hard", 1),
     "digit kept, %": ("reconstruction_digit", 100),
     "hue kept, %": ("reconstruction_hue", 100),
@@ -34,7 +33,6 @@ KNOB_COLUMNS = {  # of vae_knobs.py: heading → (key in the results, factor, de
     "slant error, °": ("knob_slant_error", 1, 2),
     "width error, %": ("knob_width_error", 1, 2),
     "weight error, pixels": ("knob_weight_error", 1, 3),
-    "cross-talk, %": ("crosstalk", 100, 1),
     "drawings read, %": ("drawings_digit", 100, 1),
 }
 
@@ -135,12 +133,12 @@ def spread(values: list[float | None], factor: float = 1, decimals: int = 1) -> 
     return f"{statistics.mean(values):.{decimals}f}{deviation}"
 
 
-def table(rows: dict[str, list[dict]], columns: dict[str, tuple], seeds: bool = True) -> str:
-    """A line for each row with the spread of each column's score, and with `seeds` the runs."""
-    lines = [["", *columns, *["seeds"] * seeds]]
+def table(rows: dict[str, list[dict]], columns: dict[str, tuple]) -> str:
+    """A line for each row with the spread of each column's score."""
+    lines = [["", *columns]]
     for name, contents in rows.items():
         cells = [spread([c["results"].get(key) for c in contents], *form) for key, *form in columns.values()]
-        lines.append([name, *cells, *[str(len(contents))] * seeds])
+        lines.append([name, *cells])
     return markdown(lines)
 
 

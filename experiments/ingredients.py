@@ -40,7 +40,8 @@ WITHOUT = {  # name of the row → edits
 }
 ROWS = {ALL: (vae_knobs, common.seeds(SHORT, *SEEDS))}
 ROWS |= {row: (vae_knobs, common.seeds(SHORT | edits, *SEEDS[:N_WITHOUT])) for row, edits in WITHOUT.items()}
-COLUMNS = {"test loss": ("test_loss", 1), "digits named": ("digits_named", 1)} | common.KNOB_COLUMNS
+COLUMNS = {"digits named": ("digits_named", 1)} | common.KNOB_COLUMNS
+COLUMNS.pop("drawings read, %")
 
 
 def table(rows: dict[str, list[dict]]) -> str:
@@ -48,7 +49,10 @@ def table(rows: dict[str, list[dict]]) -> str:
     for content in [content for contents in rows.values() for content in contents]:
         content["results"]["digits_named"] = len(set(content["results"]["category_digits"]))
     lowest = {name: min(c["results"]["digit_accuracy"] for c in contents) for name, contents in rows.items()}
-    named = {f"{name} (lowest {100 * lowest[name]:.1f})": contents for name, contents in rows.items()}
+    named = {
+        f"{name}: {len(contents)} seeds, lowest accuracy {100 * lowest[name]:.1f}": contents
+        for name, contents in rows.items()
+    }
     return common.table(named, COLUMNS)
 
 

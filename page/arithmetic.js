@@ -58,11 +58,10 @@ function convolve({ kernel, padding, inputs, outputs, weights, bias }, picture, 
   }
   return out;
 }
-/** Layers one after the other, with ReLUs between them. What a generator takes is stretched first. */
+/** Layers one after the other, with ReLUs between them. */
 function run(layers, picture, size = 1) {
-  const [low, high] = layers[0].input_range ?? [0, 1];
   layers.forEach((layer, i) => {
-    picture = convolve(layer, picture.map(i ? (value) => Math.max(0, value) : (value) => low + (high - low) * value), size);
+    picture = convolve(layer, i ? picture.map((value) => Math.max(0, value)) : picture, size);
     size += 2 * layer.padding - layer.kernel + 1;
   });
   return picture;

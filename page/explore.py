@@ -250,14 +250,12 @@ def vae_layers(model: nn.Module, codes: Tensor) -> tuple[dict[str, list[dict]], 
 
 
 def generator_layers(generator: cyclegan_colors.Generator, clamp: nn.Module) -> list[dict]:
-    """The convolutions of a generator. The first one has the range that its input is stretched to."""
-    layers = [
+    """The convolutions of a generator."""
+    return [
         pack_layer(layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias, 12, layer.kernel_size[0], layer.padding[0])
         for layer in generator
         if isinstance(layer, nn.Conv2d)
     ]
-    layers[0]["input_range"] = generator.input_range.tolist()
-    return layers
 
 
 def quantized(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:

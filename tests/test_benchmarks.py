@@ -37,6 +37,6 @@ def test_a_step_beside_its_floor(few_images, monkeypatch):
         parts = vae_step.alone(name)
         assert list(parts)[:2] == ["products", "Adam"] and min(parts.values()) > 0
     parts = dict.fromkeys(parts, 0.001) | {"products": 0.004, "Adam": 0.002, "products at torch's default": 0.008}
-    repeats = {"alone": [parts] * 3, "usual way": [{"step": 0.03, "epoch": 15.0}] * 3}
-    repeats["script"] = [{"step": step, "epoch": 4.0} for step in (0.012, 0.015, 0.018)]
+    repeats = {"script": [{"step": step, "epoch": 4.0} for step in (0.012, 0.015, 0.018)]}
+    repeats |= {"alone": [parts] * 3, **{key: [{"step": 0.03, "epoch": 15.0}] * 3 for key in ("in memory", "with PIL")}}
     assert "| unexplained | 2.00 |" in vae_step.tables({"vae_joint": repeats})  # 15 - 4 - 2 - 7

@@ -18,7 +18,7 @@ def tiny(few_images, no_figures, tmp_path, monkeypatch):
     """Runs of one epoch with few images, kept in a temporary folder."""
     monkeypatch.setattr(common, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(common, "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(vaes, "PICTURE", tmp_path / "comparison.png")
+    monkeypatch.setattr(vaes, "PICTURES", tmp_path)
     for script in (*vaes.SCRIPTS.values(), cyclegan_colors):
         monkeypatch.setattr(script, "OUTPUT_DIR", tmp_path / script.__name__)
         monkeypatch.setattr(script, "EPOCHS", 1)
@@ -67,7 +67,7 @@ def test_the_vaes_in_tables_and_a_picture(tiny, monkeypatch, capsys):
     rows = {row: (script, {0: edits[0]}) for row, (script, edits) in vaes.ROWS.items()}
     monkeypatch.setattr(vaes, "ROWS", rows)
     vaes.main("continuous", "joint", "joint_N_VARIABLES=30_N_CATEGORIES=10")
-    assert "comparison.png is left as it is" in capsys.readouterr().out
+    assert "is left as it is: there are no weights" in capsys.readouterr().out
     tables = {path.name: path.read_text(encoding="utf-8").splitlines() for path in (tiny / "tables").iterdir()}
     names = [
         line.split(" |")[0] for file in ("vaes.md", "vaes_summary.md", "constants.md") for line in tables[file][2:]
@@ -77,7 +77,18 @@ def test_the_vaes_in_tables_and_a_picture(tiny, monkeypatch, capsys):
     loss = read(tiny / "vae_joint/metrics.json")["results"]["test_loss"]
     assert tables["vaes.md"][3].startswith(f"| joint | {loss:.1f} |")
     vaes.main("discrete", "knobs")
-    assert vaes.PICTURE.exists()
+    assert (tiny / "comparison.png").exists() and (tiny / "swaps.png").exists()
+
+
+def test_information_and_its_gap(monkeypatch):
+    monkeypatch.setattr(vaes, "factor_entropies", lambda: {"digit": 2.0, "hue": 2.5})
+    z, v = {"mi_digit": 0.25, "mi_hue": 1.0}, {"mi_digit": 1.25, "mi_hue": 0.5}
+    expected = {"digit_best": 1.25, "digit_second": 0.25, "hue_best": 1.0, "hue_second": 1.0, "mig": 0.25}
+    results = {"color_latents": ["z1", "z2"], "latents": {"z1": z, "z2": z, "v1": v}}
+    assert vaes.information(results) == expected
+    wheel = {"angle_mi_digit": 0.25, "angle_mi_hue": 2.0}  # one latent now
+    assert vaes.information(results | wheel) == expected | {"hue_best": 2.0, "hue_second": 0.5, "mig": 0.55}
+    assert vaes.information(results | wheel | {"color_latents": ["z1"]}) == expected
 
 
 def test_a_damaged_result_is_named_and_kept(tiny):
@@ -105,7 +116,7 @@ def test_every_row_has_a_folder_of_its_own():
 
 
 def results(exact=1.0, digit=0.99, by_digit=0.99, psnr=38.0):
-    scores = {"exact": exact, "color": 1.0, "digit": digit, "psnr": psnr}
+    scores = {"exact": exact, "color": 1.0, "digit": digit, "psnr": psnr, "by_color_alone": 0.9}
     scores |= {"exact_by_digit": [1.0] * 10, "color_by_digit": [1.0] * 10, "digit_by_digit": [1.0] * 9 + [by_digit]}
     ideal = scores | {"digit": 0.99}
     parts = {"": scores, "identity_": ideal, "oracle_": ideal | {"psnr": None}}
@@ -132,24 +143,34 @@ def test_the_table_of_the_translation():
     history = [{"step": 0}, {"step": 500, "seconds": 30}, {"step": 1500}]
     content = {"results": results(), "history": history, "seconds": 90}
     late = {**content, "results": results(exact=0.5) | {"updates_to_99": None}}
-    lines = translation.table({"fast": [content, content], "late": [content, late]}).splitlines()
-    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 7
-    assert lines[5].endswith("| 38.0 ± 0.0 | 38.0 ± 0.0 | 2 of 2 | 1.5 | 99.0 | 1,500 | 500 (0.5 min) |")
-    assert lines[6].startswith("| late | 75.0 ± 35.4 |") and lines[6].endswith("| 1 of 2 | 1.5 | 99.0 | 1,500 | – |")
+    rows = {"fast": [content, content], "late": [content, late]}
+    scores, times = (table.splitlines() for table in translation.tables(rows).split("\n\n"))
+    assert scores[2].startswith("| the image as it is | 100.0 |") and len(scores) == 6 and len(times) == 4
+    assert scores[4] == "| fast | 100.0 ± 0.0 | 100.0 ± 0.0 | 90.0 ± 0.0 | 99.0 ± 0.0 | 38.0 ± 0.0 | 99.0 |"
+    assert times[2] == "| fast | 2 of 2 | 1,500 | 500 (0.5 min) | 1.5 |"
+    assert scores[5].startswith("| late | 75.0 ± 35.4 |") and times[3] == "| late | 1 of 2 | 1,500 | – | 1.5 |"
+    content["results"]["a_to_b_color"] = 0.25
+    assert translation.summary(rows).endswith("| late | 75.0 ± 35.4 | 62.5 ± 53.0 | 1 of 2 | 1.5 |\n")
+
+
+def test_changes_of_mind_are_counted():
+    colors = [[0, 1, 2], [0, 2, 1], [0, 2, 1], [0, 1, 1]]
+    history = [{"step": 10 * i, "a_to_b_colors": c, "b_to_a_colors": [5, 5, 5]} for i, c in enumerate(colors)]
+    assert translation.changes(history) == (3, 30) and translation.changes(history[:1]) == (0, 0)
 
 
 def test_the_translation_runs_with_edits_and_on_pairs(tiny, monkeypatch, capsys):
     edits = {"BATCH_SIZE": 100} | translation.complements()
     rows = {name: translation.ROWS[name] for name in ("default constants", "trained on true pairs")}
     rows["default constants"] = (cyclegan_colors, common.seeds({}, 0))
-    monkeypatch.setattr(translation, "ROWS", rows | {"fast, palettes": (cyclegan_colors, {7: edits})})
+    monkeypatch.setattr(translation, "ROWS", rows | {"palettes": (cyclegan_colors, {7: edits})})
     for name, value in {"EPOCHS": 1, "IMAGES_PER_EPOCH": 2000, "BATCH_SIZE": 10}.items():
         monkeypatch.setattr(pairs, name, value)
     translation.main()
     assert capsys.readouterr().out.count("\nRunning ") == 3
-    written = read(tiny / "runs/translation/fast_palettes/7.json")["constants"]
+    written = read(tiny / "runs/translation/palettes/7.json")["constants"]
     assert written["DOMAIN_B"][0] == "#00ffff" and written["BATCH_SIZE"] == 100
-    assert data.DOMAIN_B[0] == "darkorange" and cyclegan_colors.BATCH_SIZE == 120
+    assert data.DOMAIN_B[0] == "darkorange" and cyclegan_colors.BATCH_SIZE == 12
     content = read(tiny / "runs/translation/trained-on-true-pairs/0.json")
     for way in translation.DIRECTIONS:  # a few updates: nearer than the image
         assert content["results"][f"{way}_psnr"] > content["results"][f"identity_{way}_psnr"] + 3
@@ -166,7 +187,7 @@ def test_fashion_by_class():
     content = {"results": results(exact=0.5) | {"test_loss": 250.0}}
     blocks = fashion.tables({"joint": [content], "translation": [content]}).split("\n\n")
     assert [len(block.splitlines()) for block in blocks] == [3, 2, 13] and "| joint | 250.0 |" in blocks[0]
-    assert "\n| Ankle boot | 100.0 | 100.0 | 100.0 | 100.0 | 99.0 | 99.0 | 99.0 |\n| all | 50.0 | 50.0 |" in blocks[2]
+    assert "\n| Ankle boot | 100.0 | 100.0 | 100.0 | 99.0 | 99.0 |\n| all | 50.0 | 50.0 |" in blocks[2]
     assert data.DATASET == "MNIST" and "class kept, %" in fashion.COLUMNS
 
 

@@ -93,17 +93,22 @@ def test_the_dial_has_a_hand_for_each_point(tmp_path):
             assert gif.n_frames == 2
 
 
-def test_translations_move_below_their_targets(monkeypatch):
-    calls = []
-    monkeypatch.setattr(plots, "movie", lambda *args, **options: calls.append(args))
+def test_translations_move_between_their_originals_and_targets(monkeypatch):
+    calls, options = [], {}
+    monkeypatch.setattr(plots, "movie", lambda *args, **others: calls.append(args) or options.update(others))
     a, b = torch.rand(2, 4, 10, 3, 28, 28)
-    pictures = torch.randint(256, (3, 2, 10, 3, 28, 28)).byte()
-    history = [{"step": i, "a_to_b_exact": 0.5, "b_to_a_exact": 1.0, "pictures": p} for i, p in enumerate(pictures)]
+    pictures, right = torch.randint(256, (5, 2, 10, 3, 28, 28)).byte(), torch.rand(5, 2, 10) > 0.5
+    scores = {"a_to_b_exact": 0.5, "b_to_a_exact": 1.0}
+    rows = zip((0, 50, 70, 200, 270), pictures, right, strict=True)
+    history = [{"step": step, "pictures": p, "right": r, **scores} for step, p, r in rows]
     plots.translation_movie(None, {"a_to_b": (a, a, b, None), "b_to_a": (b, b, a, None)}, history)
     ((_, frames, titles, *_),) = calls
-    assert frames.shape[0] >= 3 and frames.shape[1:] == (4, 10, 3, 28, 28) and len(titles) == len(frames)
-    for row, expected in enumerate((a[0], pictures[1, 1] / 255, b[0], pictures[1, 0] / 255)):
+    assert [title.split()[1] for title in titles[:4]] == ["0", "50", "200", "270"] and len(titles) == len(frames)
+    for row, expected in enumerate((a[0], pictures[1, 0] / 255, b[0], b[0], pictures[1, 1] / 255, a[0])):
         assert np.allclose(frames[1, row], expected)
+    wrong = torch.zeros(6, 10, dtype=torch.bool)
+    wrong[[1, 4]] = ~right[3]
+    assert (options["wrong"][2] == wrong.numpy()).all()
 
 
 def test_comparison(tmp_path):

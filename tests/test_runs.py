@@ -42,7 +42,7 @@ def test_limits():
         ("EPOCHS", (1,), (0, 2.5, True, None, "3")),
         ("R1_EVERY", (1,), (0,)),
         ("EMA_DECAY", (0, 0.0, 0.5), (1.0, -0.1, nan)),
-        ("REFINE_FROM", (0, 1, 0.5), (1.5, -0.1)),
+        ("DECAY_FROM", (0, 1, 0.5), (1.5, -0.1)),
         ("LEARNING_RATE", (1, 0.001), (0, -0.001, nan, inf, "0.1", 10**400, True)),
         ("CYCLE_WEIGHT", (0, 40.0), (-1.0, inf)),
         ("HARD", (True, False), (1, "yes")),
