@@ -197,7 +197,7 @@ def test_the_ingredients_and_the_ends_of_the_scale(tiny, monkeypatch):
     monkeypatch.setattr(ingredients, "ROWS", rows)
     ingredients.main()
     lines = (tiny / "tables/ingredients.md").read_text(encoding="utf-8").splitlines()
-    assert [line.split(" | ")[-1] for line in lines[2:]] == ["2 |", "1 |"]
+    assert ["2 seeds," in lines[2], "1 seeds," in lines[3], len(lines)] == [True, True, 4]
     assert vae_knobs.known_copies is ingredients.known_copies
 
     monkeypatch.setattr(ends, "EPOCHS", 3)

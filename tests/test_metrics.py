@@ -307,7 +307,10 @@ def test_both_directions_are_scored_beside_identity_and_oracle(test_set, capsys)
     few = test_set[:300]
     a, b = data.palette("A", data.DOMAIN_A), data.palette("B", data.DOMAIN_B)
     truth = data.colorize(few.images, a[few.digits])
-    turned = iter([*truth.split(50), *truth[metrics.first_of_each_digit(few.digits, 1)[:, 0]].split(50)] * 2)
+    shift = torch.randint(1, 10, few.digits.shape, generator=torch.Generator().manual_seed(0))
+    in_others = data.colorize(few.images, a[(few.digits + shift) % 10])
+    firsts = truth[metrics.first_of_each_digit(few.digits, 1)[:, 0]]
+    turned = iter([*truth.split(50), firsts, *truth.split(50), *in_others.split(50)])
     directions = {
         "a_to_b": metrics.Direction(lambda x: x, a, b),
         "b_to_a": metrics.Direction(lambda x: next(turned), b, a),
@@ -318,5 +321,6 @@ def test_both_directions_are_scored_beside_identity_and_oracle(test_set, capsys)
     assert re.match(r" 5/20 updates .*exact +0.0% .*exact 100.0% .* 1.0 min", capsys.readouterr().out)
     results, examples, maps = metrics.evaluate_translation(directions, few.images, few.digits)
     assert results["a_to_b_exact"] == results["identity_b_to_a_exact"] == 0 and results["b_to_a_psnr"] is None
-    assert results["b_to_a_exact"] == results["oracle_a_to_b_exact"] == 1
+    assert results["b_to_a_exact"] == results["oracle_a_to_b_exact"] == results["b_to_a_by_color_alone"] == 1
+    assert results["a_to_b_by_color_alone"] == 0
     assert torch.equal(examples["b_to_a"][1], examples["b_to_a"][2]) and torch.equal(maps["b_to_a"], torch.eye(10))
