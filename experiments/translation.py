@@ -5,7 +5,6 @@
 The table goes to outputs/tables/translation.md, its main rows to translation_summary.md.
 """
 
-import itertools
 import statistics
 
 import matplotlib.colors
@@ -154,21 +153,6 @@ def passing(results: list[dict]) -> str:
 
 def minutes(contents: list[dict]) -> str:
     return f"{statistics.median(content['seconds'] for content in contents) / 60:.1f}"
-
-
-def changes(history: list[dict]) -> tuple[int, int]:
-    """How often a digit's colour changed from one row of the log to the next, and the last such row's updates.
-
-    A digit's colour is that of most of its 2,000 images' translations, in each direction.
-    """
-    steps = [
-        now["step"]
-        for before, now in itertools.pairwise(history)
-        for way in DIRECTIONS
-        for a, b in zip(before[f"{way}_colors"], now[f"{way}_colors"], strict=True)
-        if a != b
-    ]
-    return len(steps), max(steps, default=0)
 
 
 def to_99(contents: list[dict]) -> str:

@@ -153,12 +153,6 @@ def test_the_table_of_the_translation():
     assert translation.summary(rows).endswith("| late | 75.0 ± 35.4 | 62.5 ± 53.0 | 1 of 2 | 1.5 |\n")
 
 
-def test_changes_of_mind_are_counted():
-    colors = [[0, 1, 2], [0, 2, 1], [0, 2, 1], [0, 1, 1]]
-    history = [{"step": 10 * i, "a_to_b_colors": c, "b_to_a_colors": [5, 5, 5]} for i, c in enumerate(colors)]
-    assert translation.changes(history) == (3, 30) and translation.changes(history[:1]) == (0, 0)
-
-
 def test_the_translation_runs_with_edits_and_on_pairs(tiny, monkeypatch, capsys):
     edits = {"BATCH_SIZE": 100} | translation.complements()
     rows = {name: translation.ROWS[name] for name in ("default constants", "trained on true pairs")}
