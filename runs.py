@@ -41,8 +41,8 @@ LIMITS = (
     (r"\w+_WEIGHT|BETA|TAU_DECAY|MAX_\w+|(\w+_)?ELASTIC", float, 0, 1e30),
     (r"HARD|RESUME", bool, False, True),
 )
-READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION", "MATMUL_PRECISION")  # no script reads these itself
-WITHOUT_EFFECT = ("RESUME", "DEVICE", "Z_VARIANCE", "STEP", "REQUESTS")  # they change no result
+READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION")  # no script reads these itself
+WITHOUT_EFFECT = ("RESUME", "DEVICE", "PRECISION", "Z_VARIANCE", "STEP", "REQUESTS")  # at most rounding
 NOT_TRAINING = ("metrics", "judge", "plots", "runs")  # modules that fingerprint() leaves out
 
 
@@ -142,7 +142,7 @@ def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.
             print(f"Warning: nothing reads {name}.")
     if sys.stderr is None:  # closed, or pythonw: the progress bar needs a stream
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    with _reserve(Path(folder)), _torch_settings(values.get("MATMUL_PRECISION", "highest")):
+    with _reserve(Path(folder)), _torch_settings():
         run = Run(Path(folder), values, file and Path(file))
         print(*(f"{name} = {value!r}" for name, value in values.items()), sep="\n")
         print(", ".join(f"{name} {value}" for name, value in run.versions.items()), flush=True)
@@ -287,8 +287,8 @@ def _reserve(folder: Path) -> contextlib.AbstractContextManager:
 
 
 @contextlib.contextmanager
-def _torch_settings(matmul_precision: str) -> Iterator[None]:
-    """torch's defaults, and this precision of matrix products, for a block; then as before."""
+def _torch_settings() -> Iterator[None]:
+    """torch's defaults for a block, but for products by the faster library; then as before."""
     dtype, device, products = (
         torch.get_default_dtype(),
         torch.get_default_device(),
@@ -296,7 +296,7 @@ def _torch_settings(matmul_precision: str) -> Iterator[None]:
     )
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
-    torch.set_float32_matmul_precision(matmul_precision)
+    torch.set_float32_matmul_precision("medium")
     keep_freed_memory(True)
     try:
         with torch.enable_grad():

@@ -38,7 +38,6 @@ LEARNING_RATE = 0.001  # Adam's
 EMA_DECAY = 0.99  # of that average, per ten steps; higher averages over more steps; 0: last weights
 SEED = 0  # seeds the weights, the order of the images and the samples
 DEVICE = "auto"  # a CUDA or ROCm GPU if there is one, else the CPU; or "cuda", "mps", "cpu"
-MATMUL_PRECISION = "medium"  # of matrix products in training: fast, may round; "highest": exact
 RESUME = True  # go on with an unfinished run of the same code and constants; False: start over
 
 # Figures.

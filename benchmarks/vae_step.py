@@ -2,13 +2,13 @@
 
     python -m benchmarks.vae_step
 
-The floor: the matrix products of forward and backward, computed as in the script, then Adam's pass
+The floor: the matrix products of forward and backward, in the script's precision, then Adam's pass
 over the weights. What else is in a step: its other parts, each alone. Two other ways, with the same
-network, float32 with torch's default matrix products and Adam as it comes: *with PIL*, a Dataset
-that colours an image with PIL when it is asked for and a DataLoader with four workers; *in memory*,
-all coloured images in a TensorDataset and a DataLoader without workers. Each repeat measures all in
-turn, each in a new process, and prints a line for each. The tables have the medians of the repeats
-and of each repeat's own ratio, with the range of the ratios.
+network, float32 and Adam as it comes: *with PIL*, a Dataset that colours an image with PIL when it
+is asked for and a DataLoader with four workers; *in memory*, all coloured images in a TensorDataset
+and a DataLoader without workers. Each repeat measures all in turn, each in a new process, and
+prints a line for each. The tables have the medians of the repeats and of each repeat's own ratio,
+with the range of the ratios.
 
 An epoch of a script includes its test pass and checkpoint. One of the other ways is steps alone.
 """
@@ -116,36 +116,41 @@ def script_way(name: str) -> dict[str, float]:
 def alone(name: str) -> dict[str, float]:
     """Seconds of each part of a step, alone."""
     runs.keep_freed_memory(True)  # as the scripts do
-    return floor(name) | others(MODELS[name])
+    dtype = runs.precision(getattr(importlib.import_module(name), "PRECISION", "float32"), torch.device("cpu"))
+    return floor(MODELS[name], dtype) | others(MODELS[name], dtype)
 
 
-def floor(name: str) -> dict[str, float]:
-    """The matrix products, Adam after them, and the products at torch's default precision.
+def floor(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
+    """The matrix products in this dtype, Adam after them, and the products at torch's default.
 
     Of each layer y = xWᵀ, the gradient of W and, but for the first layer, that of x.
     """
-    model = MODELS[name]
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    factors = [(m, torch.rand(BATCH_SIZE, m.in_features), torch.rand(BATCH_SIZE, m.out_features)) for m in layers]
-    for layer in layers:
-        layer.bias.grad = torch.rand_like(layer.bias)
+    for parameter in model.parameters():
+        parameter.grad = torch.rand_like(parameter)
 
-    @torch.no_grad()
-    def products() -> None:
-        for layer, x, g in factors:
-            torch.mm(x, layer.weight.T)
-            layer.weight.grad = torch.mm(g.T, x)
-            if layer is not layers[0]:
-                torch.mm(g, layer.weight)
+    def products(dtype: torch.dtype) -> Callable:
+        batch, sizes = BATCH_SIZE, [(m.out_features, m.in_features) for m in layers]
+        factors = [[torch.rand(s, dtype=dtype) for s in ((batch, i), (batch, o), (o, i))] for o, i in sizes]
 
-    torch.set_float32_matmul_precision(importlib.import_module(name).MATMUL_PRECISION)
-    as_in_the_script, adam = seconds(products, optimizer.step)
+        def forward_and_backward() -> None:
+            for n, (x, g, weight) in enumerate(factors):
+                torch.mm(x, weight.T)
+                torch.mm(g.T, x)
+                if n:
+                    torch.mm(g, weight)
+
+        return forward_and_backward
+
+    torch.set_float32_matmul_precision("medium")
+    as_in_the_script, adam = seconds(products(dtype), optimizer.step)
     torch.set_float32_matmul_precision("highest")
-    return {"products": as_in_the_script, "Adam": adam, "products at torch's default": seconds(products)[0]}
+    usual = seconds(products(torch.float32))[0]
+    return {"products": as_in_the_script, "Adam": adam, "products at torch's default": usual}
 
 
-def others(model: nn.Module) -> dict[str, float]:
+def others(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
     """The other parts, those of forward and backward together."""
     train = data.colored_set(train=True, device=torch.device("cpu"))
     batches, steps = iter(torch.randperm(len(train)).split(BATCH_SIZE)), itertools.count()
@@ -181,6 +186,7 @@ def others(model: nn.Module) -> dict[str, float]:
         "ReLUs": relus,
         "gradients of the biases": lambda: [g.sum(0) for g in gradients],
         "average of the weights": averaging,
+        "weights to the precision, gradients back": lambda: [m.weight.data.to(dtype).float() for m in layers],
         ".item() of loss and terms": lambda: [term.item() for term in gradients[0][0, :4]],
     }
     return {part: seconds(function)[0] for part, function in parts.items()}

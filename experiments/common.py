@@ -56,7 +56,7 @@ def seeds(edits: dict, *numbers: int) -> dict[int, dict]:
 
 
 def slug(row: str) -> str:
-    """A row's name as a folder and as an argument: "fast, `R1_WEIGHT = 0`" → fast_R1_WEIGHT=0."""
+    """A row's name as a folder and as an argument: "joint, `EPOCHS = 10`" → joint_EPOCHS=10."""
     for old, new in (("`", ""), ("'", ""), (" = ", "="), (", ", "_"), (" ", "-")):
         row = row.replace(old, new)
     return row
@@ -70,10 +70,10 @@ def path_of(experiment: str, row: str, number: int, script: ModuleType, edits: d
 
 
 def has_constants(content: dict, script: ModuleType) -> bool:
-    """Whether a result was made with the constants that the script and data.py have now."""
+    """Whether a result has the constants that the script and data.py have now; it may have others."""
     of_data = tuple(name for name in content["constants"] if hasattr(data, name))
     now = json.loads(json.dumps(runs.constants(vars(script), of_data)))
-    return runs.first_difference(content["constants"], now) is None
+    return runs.first_difference({k: v for k, v in content["constants"].items() if k in now}, now) is None
 
 
 def run(path: Path, script: ModuleType, edits: dict, make: bool = True) -> dict | None:

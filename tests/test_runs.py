@@ -306,7 +306,7 @@ def test_finish(tmp_path, capsys):
 def test_one_run_at_a_time_writes_to_a_folder_and_leaves_torch_as_it_was(tmp_path):
     torch.set_float32_matmul_precision("high")
     for error in (ZeroDivisionError, KeyboardInterrupt):
-        with pytest.raises(error), start(tmp_path, MATMUL_PRECISION="medium") as run:
+        with pytest.raises(error), start(tmp_path) as run:
             assert torch.get_float32_matmul_precision() == "medium"
             with pytest.raises(SystemExit, match="Another run is writing to"), start(tmp_path):
                 pass

@@ -157,7 +157,7 @@ def test_the_gradient_of_mains_first_step_is_that_of_the_documented_loss(
 ):
     """-E[log p(x | z, v)] + BETA · (KL of q(z | x) + KL of q(v | x)), by torch.distributions."""
     script = edited(name, *[mutation] * (mutation is not None))
-    script.BETA, script.TAU_START, seen = 3.0, 0.8, {}
+    script.BETA, script.TAU_START, script.PRECISION, seen = 3.0, 0.8, "float32", {}
     colored = data.ColoredSet.colored
 
     def batch(self, index):
@@ -224,20 +224,8 @@ FIGURES = {
 @SCRIPTS
 def test_a_resumed_run_equals_an_uninterrupted_one(script, few_images, tmp_path, monkeypatch, capsys):
     """In weights and results, to the last bit; whether or not it draws its figures."""
-    precisions = []
-
-    def watched(function):
-        def watch(*args, **options):
-            precisions.append(torch.get_float32_matmul_precision())
-            return function(*args, **options)
-
-        return watch
-
-    monkeypatch.setattr(torch.Tensor, "backward", watched(torch.Tensor.backward))
-    monkeypatch.setattr(metrics, "control_on_demand", watched(metrics.control_on_demand))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     results = run(script, whole, monkeypatch, EPOCHS=2, BATCH_SIZE=64)
-    assert precisions == ["medium"] * 14 + ["highest"]
     log = capsys.readouterr().out
     assert "epoch 2/2" in log and "Warning: nothing reads" not in log
     written = json.loads((whole / "metrics.json").read_text())
@@ -320,8 +308,8 @@ def test_the_average_of_the_weights_is_saved_and_scored(script, decay, few_image
     for step in (10, 14, 20, 28):
         average = average.lerp(weights[step - 1], max(1 - decay, 90 / (90 + step)))
     saved = script.load_model(tmp_path / "model.pt").state_dict()["encoder.1.weight"]
-    assert len(weights) == 28 and torch.equal(saved, weights[-1]) == (decay == 0)
-    assert (saved - average).abs().max() < 0.1 * (saved - weights[-1]).abs().max() + 1e-7
+    assert len(weights) == 28 and torch.allclose(saved, weights[-1], atol=2e-5) == (decay == 0)
+    assert (saved - average).abs().max() < 0.1 * (saved - weights[-1]).abs().max() + 2e-5  # half precision
     assert torch.equal(scored[0].encoder[1].weight, saved)
 
 
