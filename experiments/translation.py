@@ -76,7 +76,7 @@ RUNS = {  # name of the row → its runs
     "`BETA2 = 0.999`": common.seeds({"BETA2": 0.999}, 0),
     "`DECAY_FROM = 1`": common.seeds({"DECAY_FROM": 1.0}, 0),
     "`EMA_DECAY = 0`": common.seeds({"EMA_DECAY": 0.0}, 0),
-    "half the updates, `EPOCHS = 1`": common.seeds({"EPOCHS": 1}, 0),
+    "a third of the updates, `EPOCHS = 1`": common.seeds({"EPOCHS": 1}, 0),
     "float32": common.seeds({"PRECISION": "float32"}, 0),
 }
 ROWS = {row: (cyclegan_colors, edits_of) for row, edits_of in RUNS.items()} | {

@@ -164,7 +164,7 @@ def test_the_translation_runs_with_edits_and_on_pairs(tiny, monkeypatch, capsys)
     assert capsys.readouterr().out.count("\nRunning ") == 3
     written = read(tiny / "runs/translation/palettes/7.json")["constants"]
     assert written["DOMAIN_B"][0] == "#00ffff" and written["BATCH_SIZE"] == 100
-    assert data.DOMAIN_B[0] == "darkorange" and cyclegan_colors.BATCH_SIZE == 12
+    assert data.DOMAIN_B[0] == "darkorange" and cyclegan_colors.BATCH_SIZE == 24
     content = read(tiny / "runs/translation/trained-on-true-pairs/0.json")
     for way in translation.DIRECTIONS:  # a few updates: nearer than the image
         assert content["results"][f"{way}_psnr"] > content["results"][f"identity_{way}_psnr"] + 3
