@@ -172,7 +172,7 @@ class Run:
             raise SystemExit(f"{self.folder} holds results of {made_by}.py: give OUTPUT_DIR another name.")
 
     def end_training(self) -> None:
-        """From here on matrix products are exact, and freed memory goes back to the system."""
+        """From here on matrix products are exact again, and freed memory goes back to the system."""
         torch.set_float32_matmul_precision("highest")
         keep_freed_memory(False)
 
@@ -191,6 +191,7 @@ class Run:
         `parts`: modules, optimizers, schedules, all an epoch depends on. Prints whether the run
         goes on, and if not, why. Call it after all that draws random numbers before epoch 1.
         """
+        torch.set_float32_matmul_precision("medium")  # the faster library, until end_training()
         self._parts, path = parts, self.folder / "checkpoint.pt"
         if not path.exists():
             return []
@@ -288,15 +289,12 @@ def _reserve(folder: Path) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def _torch_settings() -> Iterator[None]:
-    """torch's defaults for a block, but for products by the faster library; then as before."""
-    dtype, device, products = (
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-        torch.get_float32_matmul_precision(),
-    )
+    """torch's defaults for a block; then as before."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    products = torch.get_float32_matmul_precision()
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision("highest")
     keep_freed_memory(True)
     try:
         with torch.enable_grad():

@@ -304,16 +304,16 @@ def test_finish(tmp_path, capsys):
 
 
 def test_one_run_at_a_time_writes_to_a_folder_and_leaves_torch_as_it_was(tmp_path):
+    mode = torch.get_float32_matmul_precision
     torch.set_float32_matmul_precision("high")
     for error in (ZeroDivisionError, KeyboardInterrupt):
         with pytest.raises(error), start(tmp_path) as run:
-            assert torch.get_float32_matmul_precision() == "medium"
+            assert (mode(), run.resume(model=torch.nn.Linear(2, 2)), mode()) == ("highest", [], "medium")
             with pytest.raises(SystemExit, match="Another run is writing to"), start(tmp_path):
                 pass
-            run.end_training()
-            assert torch.get_float32_matmul_precision() == "highest"
+            assert (run.end_training(), mode()) == (None, "highest")
             raise error
-        assert torch.get_float32_matmul_precision() == "high"
+        assert mode() == "high"
     torch.set_float32_matmul_precision("highest")
 
 
