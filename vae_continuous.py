@@ -35,7 +35,7 @@ LATENT_DIM = 2  # numbers; more carry more of the image, at a higher KL; maps sh
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-EMA_DECAY = 0.99  # of that average, per ten steps; higher averages over more steps; 0: last weights
+EMA_DECAY = 0.99  # of the average, per ten steps; higher averages over more steps; 0: last weights
 SEED = 0  # seeds the weights, the order of the images and the samples
 DEVICE = "auto"  # a CUDA or ROCm GPU if there is one, else the CPU; or "cuda", "mps", "cpu"
 RESUME = True  # go on with an unfinished run of the same code and constants; False: start over
@@ -112,7 +112,7 @@ def elbo_terms(model: ContinuousVAE, x: Tensor) -> dict[str, Tensor]:
     """The terms of -ELBO in nats, summed over the batch; their sum is -ELBO. Kingma & Welling 2014.
 
     -ELBO = -E[log p(x | z)] + KL(q(z | x) ‖ p(z)). The first term is the binary cross-entropy of
-    the pixels. It does not reach 0, because they lie in [0, 1] and not only at its ends.
+    the pixels. It cannot reach 0, because pixels at a stroke's edge are neither 0 nor 1.
     """
     logits, kl_z = model(x)
     return {
@@ -154,7 +154,7 @@ def main() -> dict:
 
                 seen.append({name: term.detach() for name, term in terms.items()})
 
-                # The average follows the weights. At first it covers a ninth of the steps so far.
+                # The average follows the weights. At first its memory grows with the steps.
                 if step % 10 == 0 or i == len(batches):
                     for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
                         mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))

@@ -37,7 +37,7 @@ N_CATEGORIES = 20  # categories of each
 
 # Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)).
 TAU_START = 1.0  # at the first batch; higher: smoother samples, farther from one-hot codes
-TAU_DECAY = 0.0003  # per batch, counted over all epochs; tau is 0.5 from the fifth epoch on
+TAU_DECAY = 0.0003  # per batch, counted over all epochs; tau reaches 0.5 in the fifth epoch
 TAU_MIN = 0.5  # lower: samples nearer to one-hot codes, noisier gradients
 HARD = False  # True: one-hot samples with the gradient of the relaxed ones (straight-through)
 
@@ -45,7 +45,7 @@ HARD = False  # True: one-hot samples with the gradient of the relaxed ones (str
 EPOCHS = 30
 BATCH_SIZE = 120  # images
 LEARNING_RATE = 0.001  # Adam's
-EMA_DECAY = 0.99  # of that average, per ten steps; higher averages over more steps; 0: last weights
+EMA_DECAY = 0.99  # of the average, per ten steps; higher averages over more steps; 0: last weights
 SEED = 0  # seeds the weights, the order of the images and the samples
 DEVICE = "auto"  # a CUDA or ROCm GPU if there is one, else the CPU; or "cuda", "mps", "cpu"
 RESUME = True  # go on with an unfinished run of the same code and constants; False: start over
@@ -122,7 +122,7 @@ def elbo_terms(model: DiscreteVAE, x: Tensor, tau: float, hard: bool = False) ->
     """The terms of -ELBO in nats, summed over the batch; their sum is -ELBO. Kingma & Welling 2014.
 
     -ELBO = -E[log p(x | v)] + KL(q(v | x) ‖ p(v)). The first term is the binary cross-entropy of
-    the pixels. It does not reach 0, because they lie in [0, 1] and not only at its ends.
+    the pixels. It cannot reach 0, because pixels at a stroke's edge are neither 0 nor 1.
     """
     logits, log_q = model(x, tau, hard)
     return {
@@ -165,7 +165,7 @@ def main() -> dict:
 
                 seen.append({name: term.detach() for name, term in terms.items()})
 
-                # The average follows the weights. At first it covers a ninth of the steps so far.
+                # The average follows the weights. At first its memory grows with the steps.
                 if step % 10 == 0 or i == len(batches):
                     for mean, last in zip(averaged.parameters(), model.parameters(), strict=True):
                         mean.lerp_(last.detach(), max(1 - EMA_DECAY, 90 / (90 + step)))

@@ -1,10 +1,10 @@
 """Knob VAE: a joint VAE whose latents are digit, hue, slant, width and weight, without labels.
 
-A contrastive loss warms the encoder up: an image and its deformed copy in another hue get similar
-codes. Then five terms train the whole model. 1. -ELBO. 2. Clustering: the first variable is sure,
-the same for a copy, and uses all its categories: the digits. 3. Equivariance: known changes of
-slant, width and weight move code and picture by as much: three latents get units. 4. The encoder
-reads the digit that the decoder was told to draw. 5. Centring: each category's mean style is 0.
+A contrastive loss warms the encoder up, so that an image and its deformed copy in another hue get
+similar codes. Then five terms train the whole model. 1. -ELBO. 2. Clustering (alone at first): the
+digit latent is sure, the same for a copy, and uses all categories. 3. Equivariance: known changes
+of slant, width and weight move code and picture by as much, which gives them units. 4. The encoder
+reads the digit that the decoder was given. 5. Centring: each category's mean styles are 0.
 
     python vae_knobs.py          # edit the constants below, run again
 
@@ -33,35 +33,35 @@ import plots
 import runs
 from vae_joint import JointVAE, categorical_kl, elbo_terms, gaussian_kl
 
-# Latents: hue (two numbers), slant, width, weight (one each), digit, styles (categorical).
+# Latents: hue (two Gaussians), slant, width, weight (one each), digit and styles (categorical).
 N_VARIABLES = 3  # categorical variables: the digit, then styles; more: better pictures, a higher KL
 N_CATEGORIES = 10  # categories of each
 UNITS = (14.0, 15.0, 0.35)  # degrees, % (100 × log), pixels: units of slant, width, weight
 
 # Temperature of the relaxed samples: max(TAU_MIN, TAU_START * exp(-TAU_DECAY * step)).
-TAU_START = 5.0  # high at first, so that the continuous numbers win the hue
-TAU_DECAY = 0.002  # per batch: tau is 0.5 from the fifth epoch on
+TAU_START = 5.0  # high at first, so that the Gaussians and not the categories take the hue
+TAU_DECAY = 0.002  # per batch: tau reaches 0.5 in the fifth epoch
 TAU_MIN = 0.5  # lower: samples nearer to one-hot codes, noisier gradients
 
 # Weights in the loss, beside 1 for -ELBO. 0 turns a term off.
-CLUSTER_WEIGHT = 20.0  # more: the digit is surer, the picture worse
-AGREEMENT_WEIGHT = 5.0  # of copies, within the clustering; too large: q stays uniform
+CLUSTER_WEIGHT = 20.0  # more: log q of the digit is surer, pictures are worse
+AGREEMENT_WEIGHT = 5.0  # of image and copy, within the clustering; too large: all q stay uniform
 BALANCE_WEIGHT = 4.0  # of filled categories, within the clustering; too small: digits share one
 CODE_WEIGHT = 4.0  # of the codes' equivariance, at first, falling to 0; it names the latents
 PICTURE_WEIGHT = 0.5  # of the pictures' equivariance; more: units are more exact, pictures worse
 HEARD_WEIGHT = 20.0  # more: the digit that is set is drawn more clearly
-CENTRE_WEIGHT = 20.0  # per squared unit; less: a knob's value says more of the digit
+CENTRE_WEIGHT = 20.0  # per squared unit; less: slant, width and weight also tell digits apart
 
-# Deformations of the copies, uniform between ± their bounds. The equivariance knows only the first.
+# Deformations of the copies, uniform between ± their bounds. Only MAX_MOVE is of known moves.
 MAX_MOVE = 1.4  # units of slant, width and weight; beyond it a knob's unit is extrapolated
 MAX_SHIFT = 2.25  # pixels along each axis
 MAX_ROTATION = 5.0  # degrees
 MAX_SCALE = 0.1  # share by which the size changes
-ELASTIC = 1.2  # pixels: standard deviation of the displacements at 5 × 5 points
+ELASTIC = 1.2  # pixels: standard deviation of random displacements (data.deform)
 START_ELASTIC = 0.7  # the same in the warm-up, where more of it mixes digits
 
 # Training.
-WARM_UP_EPOCHS = (4, 2)  # on the contrastive loss, then on the clustering; (8, 2): 0.2 points more
+WARM_UP_EPOCHS = (4, 2)  # on the contrastive loss, then on the clustering; (8, 2): + 0.2% accuracy
 TEMPERATURE = 0.2  # of the contrastive loss; lower: the most similar other pictures count more
 EPOCHS = 24  # after the warm-up; the learning rate falls linearly to 0 in their second half
 BATCH_SIZE = 250  # images
@@ -97,7 +97,7 @@ class KnobVAE(JointVAE):
         return torch.cat([parts[:, :2].sum(1, keepdim=True), parts[:, 2:]], 1)
 
     def turned(self, code: Tensor, knob: str, step: float) -> Tensor:
-        """Codes (B, 5 + N·K) with slant (degrees), width (%) or weight (pixels) moved by `step`."""
+        """Codes (B, 5 + N·K) with slant (degrees), width (10: × 1.1, -10: / 1.1), or weight (pixels) moved."""
         move = math.copysign(100 * math.log1p(abs(step) / 100), step) if knob == "width" else step
         code = code.clone()
         code[:, self.latents[knob]] += move / self.units[self.knobs.index(knob)]
@@ -131,7 +131,7 @@ def clustering_loss(log_q: Tensor, log_q_copy: Tensor, agreement: float, balance
     Nats, summed: agreement · KL(q ‖ q'), with q held fixed, + the entropy of each q - balance · the
     entropy of their mean, which is high when all categories are in use. Hu et al. 2017.
     """
-    q, log_mean = log_q.exp(), log_q.logsumexp(0) - math.log(len(log_q))  # finite if q underflows
+    q, log_mean = log_q.exp(), log_q.logsumexp(0) - math.log(len(log_q))  # even if q underflows
     kl, entropy = (q.detach() * (log_q.detach() - log_q_copy)).sum(), -(q * log_q).sum()
     return agreement * kl + entropy + balance * len(q) * (log_mean.exp() * log_mean).sum()
 
@@ -142,9 +142,9 @@ def equivariance_terms(
     """Errors of known moves (B, 3) of slant, width and weight, in units; sums over B.
 
     moved_code: squared error of mu' - mu, means (B, 5) of copy and image, as the move. It says
-    which latent is what. The copy's other deformations are errors in variables, so the encoder
-    reads too short a move. moved_picture: -log p(x | code moved), nats, for the first B' codes and
-    images x (B', 3, 28, 28) only moved, in the colour of the image before. It trains the decoder;
+    which latent is what, but reads too short a move, as the copy's other deformations are noise.
+    moved_picture: -log p(x | code moved), nats, of the first B' codes; x (B', 3, 28, 28) are the
+    images only moved, in the colour of the image before, as the codes are. It trains the decoder;
     the encoder follows by -ELBO. Hinton, Krizhevsky & Wang 2011.
     """
     turned = torch.cat([code[:, :2].roll(1, 0), code[:, 2:5] + moved, code[:, 5:]], 1)[: len(x)].detach()
@@ -165,14 +165,14 @@ def heard_term(model: KnobVAE, code: Tensor) -> Tensor:
     turned[:, model.latents["digit"]] = F.one_hot(c, model.n_categories).to(code)
     reader = nn.ModuleList([model.encoder, model.categorical_head]).requires_grad_(False)
     _, _, log_q = model.encode(model.decode(turned))
-    reader.requires_grad_(True)
+    reader.requires_grad_(True)  # the graph is recorded: its gradients leave the encoder out
     return F.nll_loss(log_q[:, 0], c, reduction="sum")
 
 
 def centring_term(log_q: Tensor, styles: Tensor) -> Tensor:
     """Squared means of styles (B, 3) in each category of log q (B, K), averaged, times B.
 
-    The square is a product of two half batches' means: a mean's own square also holds its noise.
+    As the square of a mean also holds its noise, two half batches' means are multiplied.
     """
     halves = zip(log_q.detach().exp().chunk(2), styles.chunk(2), strict=True)
     one, other = (q.T @ style / (q.sum(0)[:, None] + 1) for q, style in halves)
@@ -183,7 +183,7 @@ def warm_up(
     model: KnobVAE, train: data.ColoredSet, run: runs.Run, copies: Callable, clustering: Callable,
     epochs: tuple[int, int], batch_size: int, learning_rate: float, temperature: float,
 ) -> None:  # fmt: skip
-    """Trains the encoder alone, first on the contrastive loss, then on the clustering."""
+    """Trains the encoder (no loss here reaches the rest): contrastive loss, then clustering."""
     projection = nn.Linear(model.gaussian_head.in_features, 64).to(run.device)
     optimizer = torch.optim.Adam([*model.parameters(), *projection.parameters()], learning_rate, fused=True)
     for epoch in range(1, sum(epochs) + 1):
@@ -244,7 +244,7 @@ def main() -> dict:
                     (mu, mu_copy), logvar, (log_q, log_q_copy) = mu.chunk(2), logvar[: len(x)], log_q.chunk(2)
                     code = model.sample(mu, logvar, log_q, tau)
                     logits = model.decoder(code).float()
-                    terms = {
+                    terms = {  # -ELBO is the sum of the first three
                         "reconstruction": F.binary_cross_entropy_with_logits(logits, x, reduction="sum"),
                         "kl_z": gaussian_kl(mu, logvar).sum(),
                         "kl_v": categorical_kl(log_q).sum(),
