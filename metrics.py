@@ -100,12 +100,16 @@ def styles_of(images: Tensor) -> Tensor:
 
 
 def specks_of(images: Tensor) -> Tensor:
-    """Share of the ink, (B,), outside the largest 8-connected part of images (B, C, 28, 28)."""
+    """Share of the ink, (B,), outside the largest 8-connected part of images (B, C, 28, 28).
+
+    Each pixel takes the largest label beside it, then that pixel's own label, until a part has one.
+    """
     ink = images.amax(1)
     mask = ink > SPECK_LEVEL * ink.amax((1, 2), keepdim=True)
     ink, labels = (ink * mask).flatten(1), mask * torch.arange(1.0, 785, device=ink.device).view(28, 28)
     while not torch.equal(labels, spread := F.max_pool2d(labels[:, None], 3, 1, 1)[:, 0] * mask):
-        labels = spread  # each pixel takes the largest label beside it, until a part has one
+        places = (spread.flatten(1).long() - 1).clamp(min=0)  # a label is its pixel's place + 1
+        labels = spread.flatten(1).gather(1, places).view_as(spread) * mask
     sums = torch.zeros(len(ink), 785, device=ink.device).scatter_add_(1, labels.flatten(1).long(), ink)
     return (1 - sums.amax(1) / ink.sum(1)).clamp(min=0)
 
