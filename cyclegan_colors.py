@@ -150,7 +150,7 @@ def load_model(path: Path) -> tuple[nn.Module, nn.Module]:
             generators[-1].load_state_dict(saved[name])
     except (KeyError, TypeError, RuntimeError, AttributeError):
         raise SystemExit(f"{path} does not hold the two generators: train them again.") from None
-    return tuple(clamped(generator).requires_grad_(False).eval() for generator in generators)
+    return tuple(clamped(generator).float().cpu().requires_grad_(False).eval() for generator in generators)
 
 
 def clamped(generator: Generator) -> nn.Module:

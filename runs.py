@@ -41,7 +41,7 @@ LIMITS = (
     (r"\w+_WEIGHT|BETA|TAU_DECAY|MAX_\w+|(\w+_)?ELASTIC", float, 0, 1e30),
     (r"HARD|RESUME", bool, False, True),
 )
-READ_BY_RUN = ("RESUME", "DEVICE", "PRECISION")  # no script reads these itself
+CHOICES = {"PRECISION": ("auto", "bfloat16", "float32"), "OUTPUT_DIR": ("a Path",)}
 WITHOUT_EFFECT = ("RESUME", "DEVICE", "PRECISION", "Z_VARIANCE", "STEP", "REQUESTS")  # at most rounding
 NOT_TRAINING = ("metrics", "judge", "plots", "runs")  # modules that fingerprint() leaves out
 
@@ -76,12 +76,14 @@ def constants(namespace: dict, data_constants: tuple[str, ...] = data.RANDOM_COL
 
 
 def check(values: dict) -> None:
-    """Exits with one sentence if a constant is out of the range that LIMITS has for its name."""
+    """Exits with one sentence if a constant is none that LIMITS or CHOICES have for its name."""
     for name, value in values.items():
         kind, low, high = next((rule for pattern, *rule in LIMITS if re.fullmatch(pattern, name)), (None, 0, 0))
         right = type(value) is kind or (type(value) is int and kind is float)
         if kind and not (right and low <= value <= high):
             raise SystemExit(f"{name} is {value!r}: it must be of type {kind.__name__}, from {low} to {high}.")
+        if value not in (choices := CHOICES.get(name, (value,))):
+            raise SystemExit(f"{name} is {value!r}: it must be {' or '.join(choices)}.")
 
 
 def first_difference(before: dict, now: dict) -> str | None:
@@ -92,39 +94,49 @@ def first_difference(before: dict, now: dict) -> str | None:
 def fingerprint(script: Path) -> str:
     """A hash of the code that trains: main() to its last epoch loop, and what it reaches by name.
 
-    These are functions and classes of the script, of data.py and of a script it imports. Constants,
-    comments, docstrings, errors, and what scores or draws do not count.
+    These are functions, classes and variables of the script, of data.py, of a script it imports.
+    A script's constants, comments, docstrings, errors, and what scores or draws do not count.
     """
+    own = {"OUTPUT_DIR", "DATA_DIR", *data.RANDOM_COLORS, *data.DOMAINS}  # constants
     files, defined, reached, queue = [script], {}, {}, ["main"]
     for file in files:  # grows
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            name = getattr(node, "name", "")  # of a function or a class
-            if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Constant | ast.Tuple | ast.BinOp):
-                name = getattr(node.targets[0], "id", "")  # literals are in constants()
-            if name and (file == script or name != "main"):
-                defined.setdefault(name, []).append(node)
+            names = {getattr(node, "name", ""), *(alias.asname for alias in getattr(node, "names", []))}
+            if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                names = _names(*getattr(node, "targets", [getattr(node, "target", node)]))
+                if file == script and _names(node.value or node) == {""}:  # a literal
+                    own |= {name for name in names if name.isupper()}
+                names -= own
             for alias in getattr(node, "names", []):
                 path = script.with_name(f"{getattr(node, 'module', alias.name)}.py")
                 if path.exists() and path.stem not in NOT_TRAINING and path not in files:
                     files.append(path)
+            for name in names - {None, "", *["main"] * (file != script)}:
+                defined.setdefault(name, []).append(node)
     for block in [node for node in defined["main"][0].body if isinstance(node, ast.With)]:
         loops = [i for i, part in enumerate(block.body, 1) if getattr(getattr(part, "target", 0), "id", 0) == "epoch"]
         block.body = block.body[: loops[-1] if loops else None]
     while queue:
         if (name := queue.pop()) in defined and name not in reached:
             reached[name] = _plain(defined[name])
-            queue += [getattr(n, "attr", getattr(n, "id", "")) for node in defined[name] for n in ast.walk(node)]
+            queue += _names(*defined[name])
     return hashlib.sha256(repr(sorted(reached.items())).encode()).hexdigest()[:16]
 
 
+def _names(*nodes: ast.AST) -> set[str]:
+    """All names in syntax trees, and ""."""
+    return {getattr(n, "attr", getattr(n, "id", getattr(n, "name", ""))) for node in nodes for n in ast.walk(node)}
+
+
 def _plain(node: Any) -> Any:
-    """A syntax tree as nested lists, without docstrings and errors, alike in every Python."""
+    """A syntax tree as nested lists without docstrings, types, errors, alike in every Python."""
     if isinstance(node, list):
         texts = [part for part in node if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)]
         return [_plain(part) for part in node if part not in texts and not isinstance(part, ast.Raise)]
     if not isinstance(node, ast.AST):
         return repr(node)
-    return [type(node).__name__, *((k, _plain(v)) for k, v in ast.iter_fields(node) if v is not None and v != [])]
+    fields = [(k, v) for k, v in ast.iter_fields(node) if v not in (None, []) and k not in ("annotation", "returns")]
+    return [type(node).__name__, *((k, _plain(v)) for k, v in fields)]
 
 
 @contextlib.contextmanager
@@ -136,10 +148,6 @@ def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.
     """
     values, file = constants(namespace, data_constants), namespace.get("__file__")
     check(values)
-    source = Path(file).read_text(encoding="utf-8") if file else ""
-    for name in values.keys() - {*READ_BY_RUN, *data_constants}:
-        if len(re.findall(rf"\b{name}\b", source)) == 1:
-            print(f"Warning: nothing reads {name}.")
     if sys.stderr is None:  # closed, or pythonw: the progress bar needs a stream
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     with _reserve(Path(folder)), _torch_settings():
@@ -150,13 +158,10 @@ def start(folder: Path, namespace: dict, data_constants: tuple[str, ...] = data.
 
 
 class Run:
-    """One run of a script: its folder, its constants, its device and its clock.
-
-    `code` is the script and its fingerprint; main() adds the judge's and the number of images.
-    """
+    """A run's folder, constants, device, clock, and code, to which main() adds judge and images."""
 
     def __init__(self, folder: Path, constants: dict, script: Path | None):
-        self.folder, self.saved_epoch, self._parts = folder, 0, {}
+        self.folder, self._parts = folder, {}
         self.constants = json.loads(json.dumps(constants))  # lists for tuples, as in a file
         name = constants.get("DEVICE", "auto")
         self.device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
@@ -188,8 +193,8 @@ class Run:
     def resume(self, **parts) -> list[dict]:
         """Loads an unfinished run of the same code and constants. Returns its history, or [].
 
-        `parts`: modules, optimizers, schedules, all an epoch depends on. Prints whether the run
-        goes on, and if not, why. Call it after all that draws random numbers before epoch 1.
+        `parts`: all an epoch depends on: modules, optimizers. Prints whether the run goes on, and if
+        not, why. Call it after all that draws random numbers before epoch 1.
         """
         torch.set_float32_matmul_precision("medium")  # the faster library, until end_training()
         self._parts, path = parts, self.folder / "checkpoint.pt"
@@ -209,10 +214,10 @@ class Run:
             for part, state in zip(self._generators, saved["rng"], strict=False):
                 part.set_rng_state(state)
             history, changed = saved["history"], first_difference(saved["versions"], self.versions)
-            self._seconds_before, self.saved_epoch = history[-1]["seconds"] - self.seconds(), history[-1]["epoch"]
+            self._seconds_before, epoch = history[-1]["seconds"] - self.seconds(), history[-1]["epoch"]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):
             raise SystemExit(f"{path} is not a checkpoint of this script: delete it and run again.") from None
-        print(f"Going on after epoch {self.saved_epoch} of the unfinished run with the same code and constants.")
+        print(f"Going on after epoch {epoch} of the unfinished run with the same code and constants.")
         if changed:
             print(f"Its {changed} was another, so the numbers may differ from those of a run without interruption.")
         return history
@@ -229,7 +234,6 @@ class Run:
         states = {name: part.state_dict() for name, part in self._parts.items()}
         content = {"constants": self.constants, "code": self.code, "versions": self.versions}
         save_torch(self.folder / "checkpoint.pt", content | {"history": history, "rng": rng, "states": states})
-        self.saved_epoch = history[-1]["epoch"]
 
     def finish(self, results: dict, history: list[dict]) -> dict:
         """Writes metrics.json, prints and returns the results, and deletes the checkpoint."""
@@ -245,7 +249,7 @@ class Run:
 
 def load_results(path: Path) -> dict:
     """The content of a metrics.json. Exits with one sentence if it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         content = json.loads(path.read_text(encoding="utf-8"))
         if {"constants", "results", "history"} <= content.keys():
             return content
@@ -262,10 +266,9 @@ def versions(device: torch.device, constants: dict) -> dict[str, str]:
 
 
 def _machine() -> str:
-    with contextlib.suppress(OSError):  # Linux has this file; elsewhere the platform module helps
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':')[1].strip()} {platform.machine()}"
+    with contextlib.suppress(OSError, TypeError):  # Linux has this file and line
+        name = re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text(errors="replace"))[1]
+        return f"{name.strip()} {platform.machine()}"
     return platform.processor() or platform.machine()
 
 
@@ -307,10 +310,7 @@ def _torch_settings() -> Iterator[None]:
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Whether this process keeps the memory it frees. Does nothing without glibc (Linux).
-
-    A training step frees what the next one needs. Scores need blocks of other sizes.
-    """
+    """Whether the process keeps memory it frees, for the next step. Does nothing without glibc."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library or function
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes of free memory that are kept
@@ -375,4 +375,4 @@ def load_model(path: Path, cls: type) -> torch.nn.Module:
         model.load_state_dict(saved["weights"])
     except (KeyError, TypeError, RuntimeError):
         raise SystemExit(f"{path} holds a {cls.__name__} of other sizes or version: train it again.") from None
-    return model.requires_grad_(False).eval()
+    return model.float().cpu().requires_grad_(False).eval()

@@ -46,6 +46,8 @@ def test_limits():
         ("LEARNING_RATE", (1, 0.001), (0, -0.001, nan, inf, "0.1", 10**400, True)),
         ("CYCLE_WEIGHT", (0, 40.0), (-1.0, inf)),
         ("HARD", (True, False), (1, "yes")),
+        ("PRECISION", ("auto", "float32"), ("float16", "nn")),
+        ("OUTPUT_DIR", (), ("mine",)),
     ):
         for value in allowed:
             runs.check({"OTHER": -1, name: value})
@@ -64,14 +66,11 @@ def test_a_refused_constant_touches_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_constants_are_the_literals_of_script_and_data(edited, tmp_path, capsys):
+def test_constants_are_the_literals_of_script_and_data():
     constants = runs.constants(vars(vae_joint))
     assert constants["N_CATEGORIES"] == 20 and constants["DATASET"] == "MNIST"
     assert not constants.keys() & {"OUTPUT_DIR", "F", "DOMAIN_A"}
     assert "EPOCHS" in runs.constants({"EPOCHS": [3]}, ())  # for check() to refuse
-    module = edited("vae_joint", ("BETA = 1.0", "BETA = 1.0\nHIDDEN = 100"))
-    with runs.start(tmp_path, vars(module)):
-        assert re.findall("Warning: (.*)", capsys.readouterr().out) == ["nothing reads HIDDEN."]
 
 
 def test_images_of_another_kind_are_refused_before_training(few_images, tmp_path, monkeypatch, capsys):
@@ -153,7 +152,8 @@ def test_the_fingerprint_follows_what_trains(edited):
     for edit in (
         ("# Training.", "# The training."),
         ('"""Images (B, 3, 28, 28) → mu', '"""Pictures → mu'),
-        ("\nBETA = 1.0", "\nBETA = 2.0\nOTHER = (1, 2)"),
+        ("\nBETA = 1.0", "\nBETA = 2.0\nOTHER: tuple = (1, 2)"),
+        ("tau: float, hard: bool = False) ->", "tau, hard=False) ->"),
         ("run.end_training()", "print('scoring')\n        run.end_training()"),
         ("radius = codes", "radius = 2 * codes"),  # in figures()
     ):
@@ -168,8 +168,10 @@ def test_the_fingerprint_follows_what_trains(edited):
         ("nn.init.constant_", "nn.init.zeros_"),
     ]
     head = "class JointVAE(nn.Module):"
-    edits += [(head, f"ACT = nn.{name}\n\n\n{head}\n    act = ACT\n") for name in ("ReLU", "Tanh")]
-    others = [*(of(edit) for edit in edits), of(("/ 255) * colors", "/ 256) * colors"), "data")]
+    for line in ("ACT = nn.{}", "ACT: type = nn.{}", "from torch.nn import {} as ACT", "Act = ACT = (nn.{},)"):
+        edits += [(head, f"{line.format(name)}\n\n\n{head}\n    act = ACT\n") for name in ("ReLU", "Tanh")]
+    gammas = [("def colorize", f"GAMMA = {gamma}\n\n\n@(lambda f: GAMMA and f)\ndef colorize") for gamma in (1, 2)]
+    others = [*map(of, edits), *(of(edit, "data") for edit in [("/ 255) * colors", "/ 256) * colors"), *gammas])]
     assert len({usual, *others}) == 1 + len(others)
 
 
@@ -185,14 +187,15 @@ def test_the_fingerprint_follows_an_imported_network(lines, edited):
     assert found[0] != found[1]
 
 
-OTHER_PYTHON = """
+OTHER_PYTHON = f"""
 import ast, hashlib, sys
 from pathlib import Path
 from typing import Any
+data = type("data", (), {{"RANDOM_COLORS": {data.RANDOM_COLORS}, "DOMAINS": {data.DOMAINS}}})
 source = Path(sys.argv[1]).read_text(encoding="utf-8")
 for node in ast.parse(source).body:
     names = [getattr(node, "name", ""), *(getattr(target, "id", "") for target in getattr(node, "targets", []))]
-    if {"fingerprint", "_plain", "NOT_TRAINING"} & {*names}:
+    if {{"fingerprint", "_plain", "_names", "NOT_TRAINING"}} & {{*names}}:
         exec(ast.get_source_segment(source, node))
 print(*(fingerprint(Path(path)) for path in sys.argv[2:]))
 """
@@ -356,9 +359,7 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
             temporary.write_text("half of the n")
             raise error
         assert path.read_text(encoding="utf-8") == "old →" and os.listdir(tmp_path) == ["file"]
-        assert ends is not SystemExit or re.fullmatch(
-            f"{path} [^\n]*No space left on device[^\n]*\\.", ended.value.code
-        )
+        assert ends is not SystemExit or "No space left on device" in ended.value.code
 
 
 def test_a_disk_that_refuses(tmp_path, monkeypatch):
