@@ -217,7 +217,6 @@ def main() -> dict:
         model = KnobVAE(N_VARIABLES, N_CATEGORIES, UNITS).to(run.device)
         slant, width, weight = (MAX_MOVE * unit for unit in UNITS)
         bounds = torch.tensor([math.tan(math.radians(slant)), width / 100, weight], device=run.device)
-
         deform = functools.partial(data.deform, shift=MAX_SHIFT, rotation=MAX_ROTATION, scale=MAX_SCALE)
         copies = functools.partial(known_copies, train, bounds=bounds, deform=deform)
         clustering = functools.partial(clustering_loss, agreement=AGREEMENT_WEIGHT, balance=BALANCE_WEIGHT)
@@ -262,7 +261,6 @@ def main() -> dict:
 
                 seen.append({name: term.detach() for name, term in terms.items()})
                 step += 1
-
             row = metrics.epoch_row(seen, functools.partial(elbo_terms, model, tau=tau), model, train, test)
             history.append({"epoch": epoch, "seconds": run.seconds(), "tau": tau, **row})
             run.checkpoint(history)  # with the state of what resume() was given
@@ -285,13 +283,15 @@ def figures(
     """Draws all figures. Whatever a figure does not vary stays as in the codes of test images."""
     name, results, codes = "Knob VAE", scores.results, scores.test_codes
     plots.common_figures(OUTPUT_DIR, name, scores, history)
-    title = f"{name}: the digit variable is the digit of {results['digit_accuracy']:.1%} of the test images"
+    title = f"{name}: the digit variable is right for {results['digit_accuracy']:.1%} of the test images"
     plots.confusion(OUTPUT_DIR / "confusion.png", results["category_counts"], results["category_digits"], title)
     curves = metrics.knob_curves(model, codes[:1000])
     plots.asked_and_measured(OUTPUT_DIR / "units.png", curves, f"{name}: each knob moved from its own value")
 
     rows = metrics.knob_rows(model, scores, train, test)  # five test images, one knob each
-    plots.knob_rows(OUTPUT_DIR / "finding.png", rows, f"{name}: one knob moved, all else kept")
+    slant, width, weight = (MAX_MOVE * unit for unit in UNITS)
+    trained = f"in training by up to {slant:.0f}°, {math.expm1(width / 100):.0%}, {weight:.1f} px"
+    plots.knob_rows(OUTPUT_DIR / "finding.png", rows, f"{name}: one knob moved, all else kept ({trained})")
     frames, titles, digits = metrics.knob_film(model, scores, train)
     plots.movie(OUTPUT_DIR / "knobs.gif", frames, titles, [""], digits, "digit", fps=8)
 
