@@ -670,7 +670,7 @@ def color_of(images: Tensor, grey: Tensor) -> Tensor:
 
 
 def nearest(images: Tensor, grey: Tensor, colors: Tensor) -> Tensor:
-    """Which of the colours (10, 3) the ink of each image is nearest to, int64 (B,): RGB, Euclidean."""
+    """Which of the colours (10, 3) each image's ink is nearest to in RGB, Euclidean: int64 (B,)."""
     return torch.cdist(color_of(images, grey), colors).argmin(1)
 
 

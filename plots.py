@@ -623,7 +623,7 @@ def comparison(
 
 @styled()
 def swaps(path: Path, digit_images: Tensor, color_images: Tensor, pictures: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Digit and style of the first row (10, 3, 28, 28), hue of the second, in each model's pictures.
+    """Digit and style of the first row (10, 3, 28, 28), hue of the second, in each model's picture.
 
     `pictures`: label → (the swaps, (10, 3, 28, 28), which of them are right, bool (10,)).
     """

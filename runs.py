@@ -177,7 +177,7 @@ class Run:
             raise SystemExit(f"{self.folder} holds results of {made_by}.py: give OUTPUT_DIR another name.")
 
     def end_training(self) -> None:
-        """From here on matrix products are exact again, and freed memory goes back to the system."""
+        """From here on matrix products are exact again, and freed memory goes to the system."""
         torch.set_float32_matmul_precision("highest")
         keep_freed_memory(False)
 
@@ -193,8 +193,8 @@ class Run:
     def resume(self, **parts) -> list[dict]:
         """Loads an unfinished run of the same code and constants. Returns its history, or [].
 
-        `parts`: all an epoch depends on: modules, optimizers. Prints whether the run goes on, and if
-        not, why. Call it after all that draws random numbers before epoch 1.
+        `parts`: all an epoch depends on: modules, optimizers. Prints whether the run goes on, and
+        if not, why. Call it after all that draws random numbers before epoch 1.
         """
         torch.set_float32_matmul_precision("medium")  # the faster library, until end_training()
         self._parts, path = parts, self.folder / "checkpoint.pt"

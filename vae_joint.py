@@ -205,11 +205,10 @@ def main() -> dict:
             run.checkpoint(history)  # with the state of what resume() was given
             metrics.print_epoch(history, EPOCHS)
 
-        # Only from here on are labels used. They score what was learned.
+        # Only from here on are labels used. They score what was learned, as it is saved.
         run.end_training()
         runs.save_model(OUTPUT_DIR / "model.pt", averaged.half(), LATENT_DIM, N_VARIABLES, N_CATEGORIES)
-        averaged.float()  # scored as saved
-        scores = metrics.evaluate(averaged, partial(elbo_terms, averaged, tau=history[-1]["tau"]), train, test)
+        scores = metrics.evaluate(averaged.float(), partial(elbo_terms, averaged, tau=history[-1]["tau"]), train, test)
         scores.results.update(metrics.color_wheel_scores(averaged.latents, scores.test_codes, test))
         figures(averaged, train, test, scores, history)
         return run.finish(scores.results, history)

@@ -97,7 +97,7 @@ class KnobVAE(JointVAE):
         return torch.cat([parts[:, :2].sum(1, keepdim=True), parts[:, 2:]], 1)
 
     def turned(self, code: Tensor, knob: str, step: float) -> Tensor:
-        """Codes (B, 5 + N·K) with slant (degrees), width (10: × 1.1, -10: / 1.1), or weight (pixels) moved."""
+        """Codes (B, 5 + N·K) moved in slant (degrees), width (10: × 1.1, -10: / 1.1), weight (pixels)."""
         move = math.copysign(100 * math.log1p(abs(step) / 100), step) if knob == "width" else step
         code = code.clone()
         code[:, self.latents[knob]] += move / self.units[self.knobs.index(knob)]

@@ -126,7 +126,7 @@ def floor() -> dict[str, float]:
 
 
 def layers_of(network: nn.Sequential) -> list[tuple[nn.Module, Tensor, Tensor, Tensor]]:
-    """Of each convolution and linear layer: itself, its weights, an input and a gradient of its output."""
+    """Of each convolution and linear layer: itself, its weights, an input, its output's gradient."""
     dtype = runs.precision(cyclegan_colors.PRECISION, torch.device("cpu"))
     x, found = torch.rand(cyclegan_colors.BATCH_SIZE, 3, 28, 28), []
     x = x.to(memory_format=torch.channels_last)

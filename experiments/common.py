@@ -70,7 +70,7 @@ def path_of(experiment: str, row: str, number: int, script: ModuleType, edits: d
 
 
 def has_constants(content: dict, script: ModuleType) -> bool:
-    """Whether a result has the constants that the script and data.py have now; it may have others."""
+    """Whether a result has the constants that script and data.py have now; it may have others."""
     of_data = tuple(name for name in content["constants"] if hasattr(data, name))
     now = json.loads(json.dumps(runs.constants(vars(script), of_data)))
     return runs.first_difference({k: v for k, v in content["constants"].items() if k in now}, now) is None
