@@ -41,7 +41,8 @@ LIMITS = (
     (r"\w+_WEIGHT|BETA|TAU_DECAY|MAX_\w+|(\w+_)?ELASTIC", float, 0, 1e30),
     (r"HARD|RESUME", bool, False, True),
 )
-CHOICES = {"PRECISION": ("auto", "bfloat16", "float32"), "OUTPUT_DIR": ("a Path",)}
+GPUS = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+CHOICES = {"DEVICE": ("auto", "cpu", *GPUS), "PRECISION": ("auto", "bfloat16", "float32"), "OUTPUT_DIR": ("a Path",)}
 WITHOUT_EFFECT = ("RESUME", "DEVICE", "PRECISION", "Z_VARIANCE", "STEP", "REQUESTS")  # at most rounding
 NOT_TRAINING = ("metrics", "judge", "plots", "runs")  # modules that fingerprint() leaves out
 
@@ -55,8 +56,7 @@ def command(main: Callable, rows: Collection[str] = ()) -> None:
     if Path(sys.argv[0]).resolve() == Path(getattr(script, "__file__", None) or ".").resolve():
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.reconfigure(errors="replace")  # a terminal without the signs of the log
-        layout = argparse.RawDescriptionHelpFormatter
-        parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=layout)
+        parser = argparse.ArgumentParser(description=script.__doc__, formatter_class=argparse.RawTextHelpFormatter)
         parser.add_argument("rows", nargs="*", help=", ".join(rows) or argparse.SUPPRESS)
         names = parser.parse_args().rows
         if unknown := [name for name in names if name not in rows]:
@@ -261,8 +261,8 @@ def versions(device: torch.device, constants: dict) -> dict[str, str]:
     own = {"device": str(device), "threads": str(torch.get_num_threads()), "machine": _machine()}
     if "PRECISION" in constants:
         own["precision"] = str(precision(constants["PRECISION"], device)).removeprefix("torch.")
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "matplotlib")}
-    return own | {"python": platform.python_version()} | packages
+    own["python"], packages = platform.python_version(), ("torch", "torchvision", "numpy", "matplotlib")
+    return own | {name: importlib.metadata.version(name) for name in packages}
 
 
 def _machine() -> str:

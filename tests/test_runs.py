@@ -40,7 +40,6 @@ def test_limits():
     for name, allowed, refused in (
         ("SEED", (0, 2**63 - 1), (-1, 2**64, 0.5, True)),
         ("EPOCHS", (1,), (0, 2.5, True, None, "3")),
-        ("R1_EVERY", (1,), (0,)),
         ("EMA_DECAY", (0, 0.0, 0.5), (1.0, -0.1, nan)),
         ("DECAY_FROM", (0, 1, 0.5), (1.5, -0.1)),
         ("LEARNING_RATE", (1, 0.001), (0, -0.001, nan, inf, "0.1", 10**400, True)),
@@ -48,6 +47,7 @@ def test_limits():
         ("HARD", (True, False), (1, "yes")),
         ("PRECISION", ("auto", "float32"), ("float16", "nn")),
         ("OUTPUT_DIR", (), ("mine",)),
+        ("DEVICE", ("auto", "cpu"), ("gpu", "CPU")),
     ):
         for value in allowed:
             runs.check({"OTHER": -1, name: value})
