@@ -44,7 +44,7 @@ TAU_DECAY = 0.002  # per batch: tau reaches 0.5 in the fifth epoch
 TAU_MIN = 0.5  # lower: samples nearer to one-hot codes, noisier gradients
 
 # Weights in the loss, beside 1 for -ELBO. 0 turns a term off.
-CLUSTER_WEIGHT = 20.0  # more: log q of the digit is surer, pictures are worse
+CLUSTER_WEIGHT = 20.0  # more: the digit's category is surer, pictures are worse
 AGREEMENT_WEIGHT = 5.0  # of image and copy, within the clustering; too large: all q stay uniform
 BALANCE_WEIGHT = 4.0  # of filled categories, within the clustering; too small: digits share one
 CODE_WEIGHT = 4.0  # of the codes' equivariance, at first, falling to 0; it names the latents
@@ -131,7 +131,7 @@ def clustering_loss(log_q: Tensor, log_q_copy: Tensor, agreement: float, balance
     Nats, summed: agreement · KL(q ‖ q'), with q held fixed, + the entropy of each q - balance · the
     entropy of their mean, which is high when all categories are in use. Hu et al. 2017.
     """
-    q, log_mean = log_q.exp(), log_q.logsumexp(0) - math.log(len(log_q))  # even if q underflows
+    q, log_mean = log_q.exp(), log_q.logsumexp(0) - math.log(len(log_q))  # finite if q underflows
     kl, entropy = (q.detach() * (log_q.detach() - log_q_copy)).sum(), -(q * log_q).sum()
     return agreement * kl + entropy + balance * len(q) * (log_mean.exp() * log_mean).sum()
 
