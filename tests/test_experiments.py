@@ -140,15 +140,16 @@ def test_colours_drawn_at_random():
 
 
 def test_the_table_of_the_translation():
-    history = [{"step": 0}, {"step": 500, "seconds": 30}, {"step": 1500}]
+    first = {"step": 0, "a_to_b_colors": [0, 1], "b_to_a_colors": [1, 0]}
+    history = [first, first | {"step": 500, "seconds": 30}, first | {"step": 1500, "a_to_b_colors": [2, 1]}]
     content = {"results": results(), "history": history, "seconds": 90}
     late = {**content, "results": results(exact=0.5) | {"updates_to_99": None}}
     rows = {"fast": [content, content], "late": [content, late]}
     scores, times = (table.splitlines() for table in translation.tables(rows).split("\n\n"))
     assert scores[2].startswith("| the image as it is | 100.0 |") and len(scores) == 6 and len(times) == 4
     assert scores[4] == "| fast | 100.0 ± 0.0 | 100.0 ± 0.0 | 90.0 ± 0.0 | 99.0 ± 0.0 | 38.0 ± 0.0 | 99.0 |"
-    assert times[2] == "| fast | 2 of 2 | 1,500 | 500 (0.5 min) | 1.5 |"
-    assert scores[5].startswith("| late | 75.0 ± 35.4 |") and times[3] == "| late | 1 of 2 | 1,500 | – | 1.5 |"
+    assert times[2] == "| fast | 2 of 2 | 1,500 | 500 (0.5 min) | 1 | 1.5 |"
+    assert scores[5].startswith("| late | 75.0 ± 35.4 |") and times[3] == "| late | 1 of 2 | 1,500 | – | 1 | 1.5 |"
     content["results"]["a_to_b_color"] = 0.25
     assert translation.summary(rows).endswith("| late | 75.0 ± 35.4 | 62.5 ± 53.0 | 1 of 2 | 1.5 |\n")
 
