@@ -1,12 +1,13 @@
 """Colour translation: two generators find a permutation of ten colours, without seeing a pair.
 
 In domain A each digit wears a colour of its own. In domain B the same ten colours are assigned
-differently (data.py). The generators go by colour: a digit in another digit's colour comes out in
-that colour's partner. But nobody tells them the partners. Which of the 3.6 million permutations is
-right follows only from which shapes wear which colours. The images of the two domains come from
-different halves of MNIST, so no digit image exists in both. The discriminator of a domain separates
-its real images from translated ones. It sees shape and colour together, so a 3 in another digit's
-colour looks fake to it. The true target of every test image is known: success is measured exactly.
+differently (data.py). The generators have to find which colour of B belongs to which of A. No pair
+is given: which of the 10! = 3.6 million permutations is right follows only from which shapes wear
+which colours. In the end they go by colour alone: a digit in another digit's colour comes out in
+that colour's partner. The images of the two domains come from different halves of MNIST, so no
+digit image exists in both. The discriminator of a domain separates its real images from translated
+ones. It sees shape and colour together, so a 3 in another digit's colour looks fake to it. The true
+target of every test image is known, so success can be measured.
 
     python cyclegan_colors.py    # edit the constants below, run again
 
@@ -22,8 +23,8 @@ Rectifiers, 2015 (the discriminators' first weights); Zhu et al., Unpaired Image
 Translation using Cycle-Consistent Adversarial Networks, 2017; Karras et al., Progressive Growing of
 GANs for Improved Quality, Stability, and Variation, 2018 (the averaged generators); Mescheder,
 Geiger & Nowozin, Which Training Methods for GANs do actually Converge?, 2018 (the gradient
-penalty); Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020 (computing it
-only now and then).
+penalty); Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020 (lazy
+regularization: a penalty in every fourth step only).
 """
 
 import copy
@@ -43,21 +44,21 @@ import runs
 
 # Losses. The penalty keeps the right permutation once found. The cycle loss makes colours exact; it
 # is light at first, because a heavy one holds wrong permutations that undo each other.
-R1_WEIGHT = 0.3  # half the squared gradient of the discriminators at real images (homework: 0)
-R1_EVERY = 4  # steps from one penalty to the next, which is multiplied by it; higher is faster
+R1_WEIGHT = 0.3  # γ of R1, γ / 2 · |discriminator's gradient at real images|² (homework: 0)
+R1_EVERY = 4  # the penalty is in every fourth step, times 4; higher is faster
 CYCLE_WEIGHT = 20.0  # error of images there and back; grows from 0 until DECAY_FROM (homework: 0)
 
 # Adam, for all four networks.
 LEARNING_RATE = 0.003  # until DECAY_FROM (homework: 0.0003)
-BETA1 = 0.5  # a short memory of gradients finds the permutation sooner (homework: 0.9)
-BETA2 = 0.95  # so does one of squared gradients: steps go further (homework: 0.999)
+BETA1 = 0.5  # a short average of gradients finds the permutation sooner (homework: 0.9)
+BETA2 = 0.95  # so does a short one of squared gradients, by larger steps (homework: 0.999)
 DECAY_FROM = 0.4  # share of the steps after which the rate falls linearly to 0 (homework: 1, never)
-EMA_DECAY = 0.998  # of the generators' average, which is scored and saved (homework: 0, last weights)
+EMA_DECAY = 0.998  # of the average scored, from update 4,490 on; before, less (homework: 0, last weights)
 
 # The run.
 EPOCHS = 3  # over each domain's half of the images (homework: 150)
 BATCH_SIZE = 24  # images of each domain (homework: 120)
-LOG_EVERY = 200  # updates from one line of the log to the next
+LOG_EVERY = 200  # updates between lines of the log; also after 50, 100 and each epoch
 SEED = 0  # seeds the weights, the halves and the order of the images
 DEVICE = "auto"  # a CUDA or ROCm GPU if there is one, else the CPU; or "cuda", "mps", "cpu"
 PRECISION = "auto"  # in training: "auto" is "bfloat16" on a CPU that is fast at it, else "float32"
@@ -65,7 +66,7 @@ RESUME = True  # go on with an unfinished run of the same code and constants; Fa
 
 OUTPUT_DIR = runs.ROOT / "outputs" / "cyclegan_colors"
 
-# Shapes below: B batch.
+# Shapes below: B is the batch size.
 
 
 class Discriminator(nn.Sequential):
@@ -97,22 +98,25 @@ class Discriminator(nn.Sequential):
 class Generator(nn.Sequential):
     """Images (B, 3, 28, 28) of one domain → of the other, (B, 3, 28, 28), not clamped to [0, 1].
 
-    A pixel depends on the 7 × 7 around it: enough to recolour a digit by its strokes, and to bend
-    them a little.
+    An output pixel sees 7 × 7 input pixels, a piece of a stroke and not the digit: enough to
+    recolour strokes, and to bend them a little.
     """
 
     def __init__(self):
         super().__init__(
             nn.Conv2d(3, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 2, padding=1),  # (B, 64, 29, 29): the next kernel has size 4
+            nn.Conv2d(32, 64, 2, padding=1),  # (B, 64, 29, 29): kernel 2 adds a pixel, kernel 4 takes it away
             nn.ReLU(),
             nn.Conv2d(64, 3, 4, padding=1),  # (B, 3, 28, 28)
         )
 
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """Mean |d logit / d image|², each logit its own image's alone: R1, Mescheder et al. 2018."""
+    """R1, Mescheder et al. 2018: the mean squared norm of the gradient of a logit by its image.
+
+    The logits may be summed first, as none depends on another image.
+    """
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean()
 
@@ -134,7 +138,7 @@ def generator_loss(discriminator: Discriminator, fake: Tensor) -> Tensor:
 
 
 def cycle_loss(back: Generator, fake: Tensor, original: Tensor) -> Tensor:
-    """Mean absolute error of fake images that `back` translates to their originals.
+    """Mean absolute difference between originals and their translations there and `back`.
 
     Zhu et al. 2017. It trains both generators.
     """
@@ -159,10 +163,10 @@ def clamped(generator: Generator) -> nn.Module:
 
 
 def halves(images: Tensor, digits: Tensor, colors: list[Tensor], device: torch.device) -> list[data.ColoredSet]:
-    """Images uint8 (n, 28, 28) by digit (n,) in two random halves, in the domains' RGB (10, 3).
+    """Splits images uint8 (n, 28, 28) at random in two, and paints each half by digit (n,).
 
-    Unpaired: one half only ever appears in A's colours, the other in B's. Here the digits choose
-    the colours. No network sees them.
+    Unpaired: one half only ever appears in A's colours RGB (10, 3), the other in B's. The networks
+    never see the digits.
     """
     parts = torch.randperm(len(images))[: len(images) // 2 * 2].chunk(2)  # equal in size
     sets = [(images[part], digits[part], palette[digits[part]]) for part, palette in zip(parts, colors, strict=True)]
@@ -198,7 +202,7 @@ def main() -> dict:
             history = [{"epoch": 0, "step": 0, "seconds": run.seconds(), **metrics.translation_row(directions, *test)}]
         step, steps = history[-1]["step"], EPOCHS * math.ceil(len(train_a) / BATCH_SIZE)
         metrics.print_translation(history[-1], steps)
-        autocast = run.autocast()  # convolutions in bfloat16, where that is faster
+        autocast = run.autocast()  # convolutions and linear layers in bfloat16, where that is faster
 
         for epoch in range(history[-1]["epoch"] + 1, EPOCHS + 1):
             orders = [torch.randperm(len(train)).to(run.device).split(BATCH_SIZE) for train in (train_a, train_b)]
@@ -208,7 +212,8 @@ def main() -> dict:
                 for adam in adams.values():
                     adam.param_groups[0]["lr"] = LEARNING_RATE * rate(step, steps, DECAY_FROM)
 
-                # 1. Each discriminator: real images of its domain against translated ones.
+                # 1. Each discriminator: real images of its domain against translated ones, which
+                # are detached there, and used again in 2.
                 with autocast:
                     fake_a, fake_b = to_a(real_b).float(), to_b(real_a).float()
                     r1_weight = R1_WEIGHT * R1_EVERY * (step % R1_EVERY == 0)
@@ -228,7 +233,8 @@ def main() -> dict:
                 discriminators.requires_grad_(True)
                 losses.append(loss.detach())
 
-                # 3. The generators' averages, at first of a ninth of the steps.
+                # 3. Average the generators over about the last ninth of the steps, or over the last
+                # 1 / (1 - EMA_DECAY) if that is fewer.
                 for mean, last in zip(averaged.parameters(), generators.parameters(), strict=True):
                     mean.lerp_(last.detach(), max(1 - EMA_DECAY, 9 / (10 + step)))
                 step += 1

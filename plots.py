@@ -521,7 +521,7 @@ def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tenso
         _mark(axes, wrong)
         shares = (100 * results[f"{name}_{part}"] for part in ("digit", "exact", "both"))
         axes.set_title("{}: digit kept {:.1f}%, colour exact {:.1f}%, both {:.1f}%".format(DIRECTIONS[name], *shares))
-        axes.set_xlabel("digit (× marks a wrong digit or a colour that is not exact)")
+        axes.set_xlabel("digit (× marks a picture that the judge misreads, or a colour that is not exact)")
     _save(figure, path)
 
 

@@ -116,10 +116,10 @@ def lowest(results: dict, direction: str) -> float:
 def tables(rows: dict[str, list[dict]]) -> str:
     """Markdown, of each run the worse direction: the scores' spread, then updates and times.
 
-    Updates to 99% (both colours right, on the log's 2,000 images), changes and minutes are medians.
+    Updates to 99% (both colours right, on the log's 2,000 images), switches and minutes are medians.
     """
     scores = [["", *COLUMNS, "lowest digit, %"]]
-    times = [["", "runs that pass", "updates", "99% right after", "changes of mind", "minutes"]]
+    times = [["", "runs that pass", "updates", "99% right after", "colour switches", "minutes"]]
     first = next(iter(rows.values()))[0]["results"]
     for name, prefix in (("the image as it is", "identity_"), ("the true target", "oracle_")):
         scores.append([name, *(common.spread([worse(first, key, prefix)], factor) for key, factor in COLUMNS.values())])
@@ -128,7 +128,7 @@ def tables(rows: dict[str, list[dict]]) -> str:
         cells = [common.spread([worse(r, key) for r in results], factor) for key, factor in COLUMNS.values()]
         scores.append([name, *cells, f"{100 * min(lowest(r, way) for r in results for way in DIRECTIONS):.1f}"])
         updates = f"{contents[0]['history'][-1]['step']:,}"
-        times.append([name, passing(results), updates, to_99(contents), changes(contents), minutes(contents)])
+        times.append([name, passing(results), updates, to_99(contents), switches(contents), minutes(contents)])
     return f"{common.markdown(scores)}\n{common.markdown(times)}"
 
 
@@ -166,14 +166,15 @@ def to_99(contents: list[dict]) -> str:
     return f"{statistics.median(reached):,.0f} ({minutes:.1f} min)"
 
 
-def changes(contents: list[dict]) -> str:
-    """How often a digit's main colour is another than in the line of the log before, in the second half; median."""
+def switches(contents: list[dict]) -> str:
+    """How often a digit's main colour differs from that in the log's line before, in its second half; median."""
     counts = []
-    for content in contents:
-        lines = [[*row["a_to_b_colors"], *row["b_to_a_colors"]] for row in content["history"] if "a_to_b_colors" in row]
-        later = itertools.pairwise(lines[len(lines) // 2 :])
-        counts.append(sum(a != b for before, line in later for a, b in zip(before, line, strict=True)))
-    return f"{statistics.median(counts):,.0f}" if lines else "–"
+    for history in (content["history"] for content in contents):
+        if "a_to_b_colors" not in history[-1]:
+            return "–"
+        lines = [[*row["a_to_b_colors"], *row["b_to_a_colors"]] for row in history[len(history) // 2 :]]
+        counts.append(sum(a != b for pair in itertools.pairwise(lines) for a, b in zip(*pair, strict=True)))
+    return f"{statistics.median(counts):,.0f}"
 
 
 def main(*names: str) -> None:
