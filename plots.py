@@ -521,7 +521,7 @@ def translations(path: Path, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tenso
         _mark(axes, wrong)
         shares = (100 * results[f"{name}_{part}"] for part in ("digit", "exact", "both"))
         axes.set_title("{}: digit kept {:.1f}%, colour exact {:.1f}%, both {:.1f}%".format(DIRECTIONS[name], *shares))
-        axes.set_xlabel("digit (× marks a picture that the judge misreads, or a colour that is not exact)")
+        axes.set_xlabel("digit (×: misread by the judge, or not exact in colour)")
     _save(figure, path)
 
 
@@ -545,8 +545,8 @@ def color_maps(path: Path, maps: dict[str, Tensor], palettes: dict[str, Tensor],
         axes.set_xticks(range(10), names[name], rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(10), data.class_names())
         axes.tick_params(length=0)
-    title = "The share of each digit's test images that came out in each colour: the area of a square.\n"
-    figure.suptitle(title + "A square that fills its frame: all images of the digit came out in the right colour.")
+    title = "The area of a square: the share of the digit's test images that came out in this colour.\n"
+    figure.suptitle(title + "The frame marks the right colour; filled, all images came out in it.")
     _save(figure, path)
 
 
