@@ -10,6 +10,7 @@ the networks compute. Its numbers, such as the share of drawings that it reads, 
 
 import copy
 import json
+import re
 import webbrowser
 import zlib
 from pathlib import Path
@@ -31,18 +32,20 @@ WEIGHTS = "model.pt"  # the file in vae_knobs.OUTPUT_DIR
 
 N_TRAIN_IMAGES = 10_000  # their codes show which two numbers stand for a hue
 N_CANDIDATES = 300  # test images; the page opens in the hand of one of them
-N_LIMITS = 100  # test images in whose hands the limits of the knobs are found
-N_TEST_IMAGES = 40  # a visitor can take one of them at random
+N_TEST_IMAGES = 40  # of these, in whose hands all ten are whole: a visitor can take one; knobs are limited by them
 N_HUES = 36  # entries of the hue's table, evenly spaced from 0 degrees
 NUMBERS = (  # results that the page shows
     *("digit_accuracy", "knob_both", "knob_slant_error", "knob_width_error", "knob_weight_error", "n_test"),
-    *("n_drawings", "drawings_read", "a_to_b_both", "b_to_a_both"),
+    *("n_drawings", "drawings_read", "ones_read", "n_hands", "a_to_b_both", "b_to_a_both"),
 )
 
 # The state that the page opens in, and how far a knob goes: rows of ten digits in the hands of test images.
-ROW_SPECKS = 0.01  # largest share of the ink outside the largest connected part, in the worst digit of the first row
+ROW_SPECKS = 0.01  # largest share of the ink outside the largest connected part, in the worst digit of a whole row
 MEAN_SPECKS = 0.005  # the same on average where a knob may go
 MIN_READ = 0.98  # share of the digits that the judge must read there
+MIN_WHOLE = 0.9  # share of the digits that must have their parts and holes there
+EULER_NUMBERS = ((0,), (1,), (0, 1), (1,), (0, 1), (1,), (0,), (1,), (-1,), (0,))  # by digit: parts minus holes
+CUTS = (0.22, 0.3, 0.45)  # of the brightest ink, which the page shows from 0.22 on: a picture has them at each
 UNITS = (2.0, 1.75, 1.5, 1.25, 1.0, 0.75)  # of a knob, the furthest first
 
 # The weights' bits: the first layer's, then those of all others, but for the decoder's last, which gets the fewest that
@@ -93,16 +96,14 @@ def page_content() -> tuple[dict, dict[str, list[dict]], dict]:
     hues = metrics.hue_codes(train_codes[:, model.latents["hue"]], train, torch.arange(N_HUES) * 360 / N_HUES)
     names, category_of_digit = categories_and_digits(model, codes, test, content["results"])
     digits = {category: names[category] for category in category_of_digit if category is not None}
-    start, sharpness = sharpest(model, codes[:N_CANDIDATES], digits)
-    shown = [start, *(i for i in range(len(test)) if i != start)][:N_TEST_IMAGES]
-    limits = {knob: knob_limits(model, codes[:N_LIMITS], knob, digits) for knob in model.knobs}
+    shown, limits, results = hands_and_limits(model, codes[:N_CANDIDATES], digits)
     networks, error, bits = vae_layers(model, codes[:N_CHECKED])
     for name, part in zip(("a_to_b", "b_to_a"), generators, strict=True):
         networks[name] = generator_layers(*part)
-    results = {"start_image": start, "start_sharpness": sharpness, "limits": limits, "pixel_error": error, "bits": bits}
+    results |= {"limits": limits, "pixel_error": error, "bits": bits}
     if data.DATASET == "MNIST":
         results |= drawings_read(model, torch.tensor(names))
-    numbers = translation["results"] | content["results"] | results | {"n_test": len(test)}
+    numbers = translation["results"] | content["results"] | results | {"n_test": len(test), "n_hands": len(shown)}
     page = {
         "dataset": data.DATASET,
         "names": data.class_names(),
@@ -130,7 +131,8 @@ def page_content() -> tuple[dict, dict[str, list[dict]], dict]:
 def domain(name: str, colors: tuple[str, ...]) -> list[dict]:
     """The colours of a domain by digit, each with its name."""
     return [
-        {"name": color, "rgb": rgb} for color, rgb in zip(colors, short(data.palette(name, colors), 4), strict=True)
+        {"name": re.sub("^(dark|deep|light|medium|pale)", r"\1 ", color), "rgb": rgb}
+        for color, rgb in zip(colors, short(data.palette(name, colors), 4), strict=True)
     ]
 
 
@@ -167,28 +169,66 @@ def categories_and_digits(
 # ----------------------------------------------------------------------------------- the first state, the knobs
 
 
-def rows_of_ten(model: nn.Module, codes: Tensor, digits: dict[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """All digits, by category, in the hands of these codes (n, D): ink (n, 10, 28, 28); read right; specks, (n, 10)."""
+def hands_and_limits(
+    model: nn.Module, codes: Tensor, digits: dict[int, int]
+) -> tuple[list[int], dict[str, list[float]], dict]:
+    """Which of these codes' hands the page has, how far each knob goes, and the scores of this choice.
+
+    The first whole rows of ten are taken, then others. The limits are found in their hands. The page opens in the
+    sharpest whole row all of whose knobs are within them.
+    """
+    whole, sharpness = row_scores(model, codes, digits)
+    hands = sorted(range(len(codes)), key=lambda i: not whole[i])[:N_TEST_IMAGES]
+    limits = {knob: knob_limits(model, codes[hands], knob, digits) for knob in model.knobs}
+    styles = torch.cat([codes[:, model.latents[knob]] for knob in model.knobs], 1)
+    lowest, highest = torch.tensor([*limits.values()]).T
+    within = ((styles >= lowest) & (styles <= highest)).all(1)
+    start = int((sharpness + (whole & within)).argmax())
+    scores = {"start_image": start, "start_sharpness": sharpness[start].item()}
+    shown = [start, *(i for i in hands if i != start)][:N_TEST_IMAGES]
+    return shown, limits, scores | {"whole_rows": whole.double().mean().item()}
+
+
+def rows_of_ten(model: nn.Module, codes: Tensor, digits: dict[int, int]) -> tuple[Tensor, ...]:
+    """All digits, by category, in the hands of these codes (n, D).
+
+    Their ink (n, 10, 28, 28); read right by the judge; specks; with a digit's parts and holes, (n, 10).
+    """
     rows = codes[:, None].repeat(1, len(digits), 1)
     rows[:, :, model.latents["digit"]] = F.one_hot(torch.tensor([*digits]), model.n_categories).to(codes)
     pictures = model.decode(rows.flatten(0, 1))
     right = metrics.digit_of(pictures) == torch.tensor([*digits.values()]).repeat(len(codes))
-    specks = metrics.specks_of(pictures).nan_to_num(1)
-    return tuple(each.unflatten(0, (len(codes), -1)) for each in (pictures.amax(1), right, specks))
+    specks, ink = metrics.specks_of(pictures).nan_to_num(1), pictures.amax(1)
+    numbers = torch.stack([euler_numbers(ink, cut) for cut in CUTS]).unflatten(1, (len(codes), -1))
+    whole = [torch.isin(numbers[:, :, i], torch.tensor(EULER_NUMBERS[d])).all(0) for i, d in enumerate(digits.values())]
+    if data.DATASET != "MNIST":  # clothes have no such numbers
+        whole = [torch.ones(len(codes), dtype=torch.bool)] * len(digits)
+    return *(each.unflatten(0, (len(codes), -1)) for each in (ink, right, specks)), torch.stack(whole, 1)
 
 
-def sharpest(model: nn.Module, codes: Tensor, digits: dict[int, int]) -> tuple[int, float]:
-    """Which of these codes (n, D) gives the sharpest row of ten? Its index, and how sharp that row's worst digit is.
+def euler_numbers(ink: Tensor, cut: float) -> Tensor:
+    """Parts minus holes (B,) of ink (B, 28, 28) above a share of its brightest, with 112 × 112 pixels as on the page.
 
-    Sharp: Σ |∇g|² / Σ |∇g| with the ink g, grey levels for each pixel. Rows that the judge reads wholly right, without
-    specks, come first.
+    That is corners - edges + faces of the squares above the cut.
     """
-    ink, right, specks = rows_of_ten(model, codes, digits)
+    for _ in range(2):
+        ink = F.interpolate(ink[:, None], scale_factor=2, mode="bilinear")[:, 0]
+    above = F.pad((ink > cut * ink.amax((1, 2), keepdim=True)).float(), (1, 1, 1, 1))
+    corners, upright, level = (F.max_pool2d(above, size, 1).sum((1, 2)) for size in ((2, 2), (2, 1), (1, 2)))
+    return (corners - upright - level + above.sum((1, 2))).int()
+
+
+def row_scores(model: nn.Module, codes: Tensor, digits: dict[int, int]) -> tuple[Tensor, Tensor]:
+    """Of the rows of ten in the hands of codes (n, D): which are whole, and how sharp is each one's worst digit, (n,).
+
+    Whole: the judge reads all ten right, they have a digit's parts and holes, and no specks. Sharp: Σ |∇g|² / Σ |∇g|
+    with the ink g, grey levels for each pixel.
+    """
+    ink, right, specks, whole = rows_of_ten(model, codes, digits)
     g = F.pad(ink, (1, 1, 1, 1))
     squares = (g[..., :-1, 1:] - g[..., :-1, :-1]).square() + (g[..., 1:, :-1] - g[..., :-1, :-1]).square()
     sharp = (squares.sum((2, 3)) / squares.sqrt().sum((2, 3)).clamp(min=1e-9)).amin(1)
-    best = int((sharp + (right.all(1) & (specks.amax(1) < ROW_SPECKS))).argmax())
-    return best, sharp[best].item()
+    return (right & whole).all(1) & (specks.amax(1) < ROW_SPECKS), sharp
 
 
 def knob_limits(model: nn.Module, codes: Tensor, knob: str, digits: dict[int, int]) -> list[float]:
@@ -198,8 +238,9 @@ def knob_limits(model: nn.Module, codes: Tensor, knob: str, digits: dict[int, in
         for units in UNITS:
             moved = codes.clone()
             moved[:, model.latents[knob]] = sign * units
-            _, right, specks = rows_of_ten(model, moved, digits)
-            if right.double().mean() >= MIN_READ and specks.mean() <= MEAN_SPECKS:
+            _, right, specks, whole = rows_of_ten(model, moved, digits)
+            shares = right.double().mean(), whole.double().mean(), specks.mean()
+            if shares[0] >= MIN_READ and shares[1] >= MIN_WHOLE and shares[2] <= MEAN_SPECKS:
                 break
         ends.append(sign * units)
     return ends
@@ -211,7 +252,8 @@ def drawings_read(model: nn.Module, names: Tensor) -> dict:
     codes = model.code(data.colorize(images, data.random_colors(len(images), data.TEST_COLOR_SEED)))
     right = (names[codes[:, model.latents["digit"]].argmax(1)] == digits).double()
     of_hand = {hand: right[[h == hand for h in hands]].mean().item() for hand in dict.fromkeys(hands)}
-    return {"n_drawings": len(images), "drawings_read": right.mean().item(), "drawings_read_of_hand": of_hand}
+    read = {"drawings_read": right.mean().item(), "ones_read": right[digits == 1].mean().item()}
+    return {"n_drawings": len(images), **read, "drawings_read_of_hand": of_hand}
 
 
 # ------------------------------------------------------------------------------------------- weights, packed
