@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from PIL import Image
 
 import plots
@@ -62,13 +61,6 @@ def test_categories_frame_the_first_test_images(drawn):
     assert frames == [(28.5, 58.5), (88.5, -1.5)]
 
 
-def test_the_two_panels_of_a_finding_are_equally_high(drawn):
-    plots.finding(None, torch.randn(50, 4), torch.rand(50) * 360, torch.rand(10, 12, 3, 28, 28))
-    drawn[0].draw_without_rendering()
-    left, right = (axes.get_position().height for axes in drawn[0].axes)
-    assert left == pytest.approx(right, rel=0.01)
-
-
 def test_numerals_lead_to_codes_of_their_digit():
     angles = np.linspace(-np.pi, np.pi, 1000, endpoint=False)
     digits = np.arange(1000) % 9  # rings around the same centre; no 9
@@ -109,13 +101,6 @@ def test_translations_move_between_their_originals_and_targets(monkeypatch):
     wrong = torch.zeros(6, 10, dtype=torch.bool)
     wrong[[1, 4]] = ~right[3]
     assert (options["wrong"][2] == wrong.numpy()).all()
-
-
-def test_comparison(tmp_path):
-    pictures = torch.rand(10, 3, 28, 28)
-    models = dict.fromkeys(("continuous", "discrete", "joint"), (pictures, pictures))
-    plots.comparison(tmp_path / "comparison.png", pictures, models, [(float(d), 36.0 * d) for d in range(10)])
-    assert imread(tmp_path / "comparison.png").shape[1] > 10 * 28 * 2
 
 
 def test_figures_are_whole_and_a_users_own_settings_change_none(tmp_path, monkeypatch):
