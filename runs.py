@@ -44,6 +44,7 @@ LIMITS = (
 GPUS = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
 CHOICES = {"DEVICE": ("auto", "cpu", *GPUS), "PRECISION": ("auto", "bfloat16", "float32"), "OUTPUT_DIR": ("a Path",)}
 WITHOUT_EFFECT = ("RESUME", "DEVICE", "PRECISION", "Z_VARIANCE", "STEP", "REQUESTS")  # at most rounding
+CAPABILITIES = getattr(torch.cpu, "get_capabilities", dict)()  # of this CPU; not in every version of torch
 NOT_TRAINING = ("metrics", "judge", "plots", "runs")  # modules that fingerprint() leaves out
 
 
@@ -196,7 +197,8 @@ class Run:
         `parts`: all an epoch depends on: modules, optimizers. Prints whether the run goes on, and
         if not, why. Call it after all that draws random numbers before epoch 1.
         """
-        torch.set_float32_matmul_precision("medium")  # the faster library, until end_training()
+        # The faster library, until end_training(). With AMX it would round products to bfloat16.
+        torch.set_float32_matmul_precision("highest" if CAPABILITIES.get("amx_bf16") else "medium")
         self._parts, path = parts, self.folder / "checkpoint.pt"
         if not path.exists():
             return []
@@ -274,8 +276,7 @@ def _machine() -> str:
 
 def precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of a PRECISION. "auto": bfloat16 on a CPU that is fast at it, float32 elsewhere."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch
-    fast = device.type == "cpu" and (known.get("avx512_bf16", False) or known.get("amx_bf16", False))
+    fast = device.type == "cpu" and (CAPABILITIES.get("avx512_bf16") or CAPABILITIES.get("amx_bf16"))
     return getattr(torch, name if name != "auto" else "bfloat16" if fast else "float32")
 
 

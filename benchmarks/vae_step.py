@@ -143,7 +143,7 @@ def floor(model: nn.Module, dtype: torch.dtype) -> dict[str, float]:
 
         return forward_and_backward
 
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision("highest" if runs.CAPABILITIES.get("amx_bf16") else "medium")
     as_in_the_script, adam = seconds(products(dtype), optimizer.step)
     torch.set_float32_matmul_precision("highest")
     usual = seconds(products(torch.float32))[0]

@@ -524,7 +524,7 @@ def test_its_numbers_are_those_of_the_models(visit, made, folders):
         for element in page.locator(f"[data-number={name}]").all():
             assert element.text_content() == f"{100 * shares[name]:.1f}%"
     assert page.locator("[data-number=n_test]").first.text_content() == "10,000"
-    assert page.locator(".fact:visible").count() == 3  # the model has no error of width and weight
+    assert page.locator(".fact:visible").count() == 4  # the model has no error of width and weight
     assert "(seed 5)" in page.text_content("#origin") and page.is_hidden("#dataset")
 
 

@@ -306,12 +306,13 @@ def test_finish(tmp_path, capsys):
     assert (tmp_path / "metrics.json").read_text() == "{"
 
 
-def test_one_run_at_a_time_writes_to_a_folder_and_leaves_torch_as_it_was(tmp_path):
+def test_one_run_at_a_time_writes_to_a_folder_and_leaves_torch_as_it_was(tmp_path, monkeypatch):
     mode = torch.get_float32_matmul_precision
     torch.set_float32_matmul_precision("high")
-    for error in (ZeroDivisionError, KeyboardInterrupt):
+    for error, amx, trained in ((ZeroDivisionError, False, "medium"), (KeyboardInterrupt, True, "highest")):
+        monkeypatch.setattr(runs, "CAPABILITIES", {"amx_bf16": amx})
         with pytest.raises(error), start(tmp_path) as run:
-            assert (mode(), run.resume(model=torch.nn.Linear(2, 2)), mode()) == ("highest", [], "medium")
+            assert (mode(), run.resume(model=torch.nn.Linear(2, 2)), mode()) == ("highest", [], trained)
             with pytest.raises(SystemExit, match="Another run is writing to"), start(tmp_path):
                 pass
             assert (run.end_training(), mode()) == (None, "highest")
@@ -322,7 +323,7 @@ def test_one_run_at_a_time_writes_to_a_folder_and_leaves_torch_as_it_was(tmp_pat
 
 def test_precision_is_bfloat16_where_the_processor_is_known_to_be_fast(tmp_path, monkeypatch):
     for known, dtype in (({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
+        monkeypatch.setattr(runs, "CAPABILITIES", known)
         with start(tmp_path, PRECISION="auto", DEVICE="cpu") as run, run.autocast():
             assert str(torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype) == f"torch.{dtype}"
         assert run.versions["precision"] == dtype
