@@ -24,7 +24,7 @@ Translation using Cycle-Consistent Adversarial Networks, 2017; Karras et al., Pr
 GANs for Improved Quality, Stability, and Variation, 2018 (the averaged generators); Mescheder,
 Geiger & Nowozin, Which Training Methods for GANs do actually Converge?, 2018 (the gradient
 penalty); Karras et al., Analyzing and Improving the Image Quality of StyleGAN, 2020 (lazy
-regularization: a penalty in every fourth step only).
+regularization: the penalty in some steps only).
 """
 
 import copy
@@ -45,7 +45,7 @@ import runs
 # Losses. The penalty keeps the right permutation once found. The cycle loss makes colours exact; it
 # is light at first, because a heavy one holds wrong permutations that undo each other.
 R1_WEIGHT = 0.3  # γ of R1, γ / 2 · |discriminator's gradient at real images|² (homework: 0)
-R1_EVERY = 4  # the penalty is in every fourth step, times 4; higher is faster
+R1_EVERY = 4  # the penalty is in one of so many steps, times as many; higher is faster
 CYCLE_WEIGHT = 20.0  # error of images there and back; grows from 0 until DECAY_FROM (homework: 0)
 
 # Adam, for all four networks.
@@ -53,7 +53,7 @@ LEARNING_RATE = 0.003  # until DECAY_FROM (homework: 0.0003)
 BETA1 = 0.5  # a short average of gradients finds the permutation sooner (homework: 0.9)
 BETA2 = 0.95  # so does a short one of squared gradients, by larger steps (homework: 0.999)
 DECAY_FROM = 0.4  # share of the steps after which the rate falls linearly to 0 (homework: 1, never)
-EMA_DECAY = 0.998  # of the average scored, from update 4,490 on; before, less (homework: 0, last weights)
+EMA_DECAY = 0.998  # of the average scored; up to update 4,490 the last ninth's (homework: 0, last weights)
 
 # The run.
 EPOCHS = 3  # over each domain's half of the images (homework: 150)
@@ -113,7 +113,7 @@ class Generator(nn.Sequential):
 
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """R1, Mescheder et al. 2018: the mean squared norm of the gradient of a logit by its image.
+    """R1, Mescheder et al. 2018: mean squared norm of a logit's gradient with respect to its image.
 
     The logits may be summed first, as none depends on another image.
     """

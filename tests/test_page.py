@@ -248,6 +248,8 @@ def test_undo_and_clear(visit, made):
     assert page.evaluate("[state.strokes, state.example]") == [[first], None]
     page.press("#slant", "ArrowRight")
     page.press("#ink", "ArrowRight"), page.press("#ink", "ArrowLeft")
+    page.evaluate("""() => ["pointerdown", "input", "pointercancel"].forEach((type) => { // a swipe that scrolled
+        $("slant").dispatchEvent(new Event(type)); $("slant").value = 7; })""")
     settle(page)
     assert page.evaluate("state.slant") == page.evaluate("state.own.slant") + 1
     page.click("#domain3")
