@@ -53,7 +53,7 @@ LEARNING_RATE = 0.003  # until DECAY_FROM (homework: 0.0003)
 BETA1 = 0.5  # a short average of gradients finds the permutation sooner (homework: 0.9)
 BETA2 = 0.95  # so does a short one of squared gradients, by larger steps (homework: 0.999)
 DECAY_FROM = 0.4  # share of the steps after which the rate falls linearly to 0 (homework: 1, never)
-EMA_DECAY = 0.998  # of the average scored; up to update 4,490 the last ninth's (homework: 0, last weights)
+EMA_DECAY = 0.998  # of the generators' average, which is scored; see step 3 (homework: 0, last weights)
 
 # The run.
 EPOCHS = 3  # over each domain's half of the images (homework: 150)
@@ -234,7 +234,7 @@ def main() -> dict:
                 losses.append(loss.detach())
 
                 # 3. Average the generators over about the last ninth of the steps, or over the last
-                # 1 / (1 - EMA_DECAY) if that is fewer.
+                # 1 / (1 - EMA_DECAY) if those are fewer: with 0.998, after 4,490 steps.
                 for mean, last in zip(averaged.parameters(), generators.parameters(), strict=True):
                     mean.lerp_(last.detach(), max(1 - EMA_DECAY, 9 / (10 + step)))
                 step += 1
