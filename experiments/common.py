@@ -2,8 +2,8 @@
 
 A result is kept in outputs/runs/<experiment>/<row>/<seed>.json; that of a script's default
 constants and seed is its own, outputs/<script>/metrics.json. The script is run where no result with
-these constants is kept. What was made with other code is read all the same, and named below the
-table: delete it to make it again.
+these constants is kept, and for rows that are named. What was made with other code is read all the
+same, and named below the table.
 """
 
 import contextlib
@@ -76,14 +76,14 @@ def has_constants(content: dict, script: ModuleType) -> bool:
     return runs.first_difference({k: v for k, v in content["constants"].items() if k in now}, now) is None
 
 
-def run(path: Path, script: ModuleType, edits: dict, make: bool = True) -> dict | None:
+def run(path: Path, script: ModuleType, edits: dict, make: bool = True, again: bool = False) -> dict | None:
     """The result kept at `path` if it has these constants; else that of a run if `make`, or None.
 
-    A run's checkpoint, weights and figures lie in a folder beside the file.
+    `again`: of a run in any case. A run's checkpoint, weights and figures lie in a folder beside the file.
     """
     folder = path.parent if path.name == "metrics.json" else path.with_suffix("")
     with edited(script, OUTPUT_DIR=folder, **edits):
-        if not (path.exists() and has_constants(runs.load_results(path), script)):
+        if again or not (path.exists() and has_constants(runs.load_results(path), script)):
             if not make:
                 return None
             print(f"\nRunning {script.__name__} into {folder}.\n")
@@ -97,15 +97,15 @@ def run(path: Path, script: ModuleType, edits: dict, make: bool = True) -> dict 
 def collect(
     experiment: str, rows: dict[str, tuple[ModuleType, dict[int, dict]]], names: Iterable[str] = ()
 ) -> dict[str, list[dict]]:
-    """Row → the results of its runs. Makes the missing ones, of rows with these slugs if any.
+    """Row → the results of its runs. Makes the missing ones, or all of the rows with these slugs.
 
     `rows`: name → (script, number of a run → edits).
     """
     found = {}
     for row, (script, edits_of) in rows.items():
-        make = not names or slug(row) in names
+        named = slug(row) in names
         runs_of = [
-            run(path_of(experiment, row, number, script, edits), script, edits, make)
+            run(path_of(experiment, row, number, script, edits), script, edits, named or not names, named)
             for number, edits in edits_of.items()
         ]
         found[row] = [content for content in runs_of if content]

@@ -1,6 +1,6 @@
 """The scripts on FashionMNIST, one run each: tables of the VAEs and of the translation.
 
-    python -m experiments.fashion          # runs what is missing, or only the rows named
+    python -m experiments.fashion          # runs what is missing, or the rows named
 
 The four .gz files of FashionMNIST must lie in datasets/FashionMNIST/raw/ (torchvision downloads
 them if they do not). The tables go to outputs/tables/fashion.md.
@@ -53,7 +53,7 @@ def tables(rows: dict[str, list[dict]]) -> str:
 
 
 def main(*names: str) -> None:
-    """Runs what is missing (of the rows named), and writes the tables."""
+    """Runs what is missing, or the rows named, and writes the tables."""
     rows = common.collect("fashion", ROWS, names)
     common.write("fashion.md", tables(rows), rows)
 

@@ -4,7 +4,7 @@ Ten seeds each. The scripts' own biases start pictures at the mean grey level of
 images; torch's start them grey. The last weights are scored: the average of the weights would lag
 behind by a tenth of the steps.
 
-    python -m experiments.first_bias       # runs what is missing, or only the rows named
+    python -m experiments.first_bias       # runs what is missing, or the rows named
 
 The table goes to outputs/tables/first_bias.md.
 """
@@ -39,7 +39,7 @@ def table(rows: dict[str, list[dict]]) -> str:
 
 
 def main(*names: str) -> None:
-    """Runs what is missing (of the rows named), and writes the table."""
+    """Runs what is missing, or the rows named, and writes the table."""
     own = {row: runs_of for row, runs_of in ROWS.items() if BIASES[0] in row}
     with mock.patch.object(nn.init, "constant_", lambda bias, level: bias):
         rows = common.collect("first_bias", own, names)

@@ -1,6 +1,6 @@
 """Does every seed of vae_knobs.py find ten digits, and what is each ingredient worth?
 
-    python -m experiments.ingredients      # runs what is missing, or only the rows named
+    python -m experiments.ingredients      # runs what is missing, or the rows named
 
 One table of short runs. The first row has twenty seeds. The others leave one ingredient out, with
 the first five of them. Figures are not drawn.
@@ -57,7 +57,7 @@ def table(rows: dict[str, list[dict]]) -> str:
 
 
 def main(*names: str) -> None:
-    """Runs what is missing (of the rows named), and writes the table."""
+    """Runs what is missing, or the rows named, and writes the table."""
     rows = common.collect("ingredients", ROWS, names)
     common.write("ingredients.md", table(rows), rows)
 

@@ -1,6 +1,6 @@
 """The four VAEs side by side: the same test images, the same requests, the same scores.
 
-    python -m experiments.vaes             # runs what is missing, or only the rows named
+    python -m experiments.vaes             # runs what is missing, or the rows named
 
 Each VAE script is run for each seed, and for the first seed with each of the edits below. The
 tables go to outputs/tables/. If the first seed's weights are there, docs/img/comparison.png and
@@ -131,7 +131,7 @@ def examples(
 
 
 def main(*names: str) -> None:
-    """Runs what is missing (of the rows named), and writes the tables and the figure."""
+    """Runs what is missing, or the rows named, and writes the tables and the figure."""
     rows = common.collect("vaes", ROWS, names)
     for file, (text, of_table) in tables(rows).items():
         common.write(file, text, of_table)
