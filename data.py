@@ -225,7 +225,7 @@ def palette(name: str, css_names: tuple[str, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class ColoredSet:
-    """Grey images, the digit in each, and the colour of each. No training looks at `digits`."""
+    """Grey images, the digit in each, and the colour of each. No VAE, no generator trains on `digits`."""
 
     images: Tensor  # uint8 (n, 28, 28)
     digits: Tensor  # int64 (n,)
@@ -273,7 +273,10 @@ def strokes() -> list[dict]:
     only their clarity to a reader decided what stayed. No model trains on them.
     """
     file = Path(__file__).with_name("datasets") / "drawings.json"
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise SystemExit(f"{file} is missing or damaged: `git checkout {file.parent.name}` restores it.") from None
 
 
 def drawings() -> tuple[Tensor, Tensor]:

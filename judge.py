@@ -1,4 +1,4 @@
-"""The judge: a digit classifier that scores pictures. No other network is trained on labels.
+"""The judge: a digit classifier that scores pictures. No model that it scores is trained on labels.
 
     python judge.py              # trains it; its weights are tracked, so no other run has to wait
 

@@ -600,7 +600,8 @@ def knob_steps(model: nn.Module, scores: Evaluation, train: data.ColoredSet, cod
         return {f"{step:+.{decimals}f}{unit}": model.turned(code[None], knob, step)[0] for step in steps}
     if knob == "digit":
         names = scores.results["category_digits"]
-        order = sorted(range(len(names)), key=lambda k: names[k])
+        sizes = scores.results["category_counts"]  # of two with one name the larger comes last, and stays
+        order = sorted(range(len(names)), key=lambda k: (names[k], sizes[k][names[k]]))
         values, captions = (
             torch.eye(len(names), device=code.device)[order],
             [data.class_names()[names[k]] for k in order],

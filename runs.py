@@ -65,7 +65,7 @@ def command(main: Callable, rows: Collection[str] = ()) -> None:
     try:
         main(*names)
     except KeyboardInterrupt:
-        print("\nStopped. Run again to go on after the last whole epoch.", file=sys.stderr)
+        print("\nStopped. If an epoch was saved, run again to go on after it.", file=sys.stderr)
         raise SystemExit(130) from None  # a shell's status for a program that was interrupted
 
 
@@ -195,7 +195,7 @@ class Run:
         """Loads an unfinished run of the same code and constants. Returns its history, or [].
 
         `parts`: all an epoch depends on: modules, optimizers. Prints whether the run goes on, and
-        if not, why. Call it after all that draws random numbers before epoch 1.
+        if not, why. Call it when all its parts are made; it also sets the random state.
         """
         # The faster library, until end_training(). With AMX it would round products to bfloat16.
         torch.set_float32_matmul_precision("highest" if CAPABILITIES.get("amx_bf16") else "medium")

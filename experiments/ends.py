@@ -1,6 +1,6 @@
 """The ends of the scale of digit accuracy: k-means on pixels, and an encoder with labels.
 
-    python -m experiments.vaes k-means encoder_with_labels
+    python -m experiments.vaes k-means encoder-with-labels
 
 The encoder is that of vae_knobs.py. Both see its training images, the encoder also its deformed
 copies in other hues.

@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import data
 import plots
@@ -60,6 +61,15 @@ def no_figures(monkeypatch):
     """Runs draw nothing, as most of a short run's time goes into figures."""
     for script in SCRIPTS:
         monkeypatch.setattr(script, "figures", lambda *args: None)
+
+
+@pytest.fixture
+def before_steps():
+    """before_steps(f): in this test f(optimizer, ...) is called before each step."""
+    hooks = []
+    yield lambda hook: hooks.append(register_optimizer_step_pre_hook(hook))
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import cyclegan_colors
 import data
@@ -112,7 +112,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(few_images, tmp_path, monkeyp
     assert (cut / "generators.pt").stat().st_size < 150_000 and not (cut / "checkpoint.pt").exists()
 
 
-def test_rates_betas_and_averages(few_images, tmp_path, monkeypatch):
+def test_rates_betas_and_averages(few_images, before_steps, tmp_path, monkeypatch):
     """Of eight updates: the rate falls after the fourth."""
     few_images(64, 100)
     monkeypatch.setattr(metrics, "evaluate_translation", interrupt)
@@ -124,14 +124,14 @@ def test_rates_betas_and_averages(few_images, tmp_path, monkeypatch):
     def after(optimizer, *_):
         weights.append(optimizer.param_groups[0]["params"][0].detach().clone())
 
-    hooks = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+    before_steps(before)
+    hook = register_optimizer_step_post_hook(after)
     settings = {"BETA1": 0.25, "BETA2": 0.75, "DECAY_FROM": 0.5, "LEARNING_RATE": 0.001, "EMA_DECAY": 0.5}
     try:
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, monkeypatch, EPOCHS=2, BATCH_SIZE=8, **settings)
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
     assert [betas for _, betas in steps] == [(0.25, 0.75)] * 16  # of the discriminators, of the generators
     assert [lr for lr, _ in steps[::2]] == pytest.approx([0.001] * 5 + [0.00075, 0.0005, 0.00025])
     assert [cyclegan_colors.rate(step, 100, 1.0) for step in (0, 50, 99)] == [1, 1, 1]
@@ -144,52 +144,45 @@ def test_rates_betas_and_averages(few_images, tmp_path, monkeypatch):
     assert len(weights) == 8 and torch.allclose(saved["a_to_b"]["0.weight"], average, atol=1e-6)
 
 
-def test_the_cycle_loss_brings_images_back(few_images, tmp_path, monkeypatch):
-    grey, digits = data.load(train=False)
-    a, b = (data.colorize(grey, data.palette("", names)[digits]) for names in (data.DOMAIN_A, data.DOMAIN_B))
-    monkeypatch.setattr(metrics, "evaluate_translation", interrupt)
-    few_images(240, 100)
-    distances, short = {}, {"BATCH_SIZE": 4, "LEARNING_RATE": 0.002}
-    for weight in (0.0, 100.0):
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / str(weight), monkeypatch, EPOCHS=3, CYCLE_WEIGHT=weight, **short)
-        a_to_b, b_to_a = cyclegan_colors.load_model(tmp_path / str(weight) / "generators.pt")
-        distances[weight] = (b_to_a(a_to_b(a)) - a).abs().mean() + (a_to_b(b_to_a(b)) - b).abs().mean()
-    assert distances[100] < 0.8 * distances[0]  # without effect the two would be equal
-
-
-def test_the_gradients_of_a_step_are_those_of_the_documented_losses(few_images, tmp_path, monkeypatch):
-    """Of the generators, in the third of eight steps: both adversarial losses and both cycles."""
+def test_the_gradients_of_a_step_are_those_of_the_documented_losses(few_images, before_steps, tmp_path, monkeypatch):
+    """Of both optimizers, in the second and third of eight steps; the penalty is on every second."""
     few_images(400, 100)
-    batches, pairs, colored = [], [], data.ColoredSet.colored
+    batches, seen, pairs, colored = [], {}, [], data.ColoredSet.colored
     monkeypatch.setattr(data.ColoredSet, "colored", lambda *args: batches.append(colored(*args)) or batches[-1])
-    losses, networks = cyclegan_colors.generator_loss, []
-    monkeypatch.setattr(cyclegan_colors, "generator_loss", lambda d, fake: networks.append(d) or losses(d, fake))
+
+    def copies(kind, parameters):
+        pair = nn.ModuleList([kind(), kind()])
+        for ours, theirs in zip(pair.parameters(), parameters, strict=True):
+            ours.data.copy_(theirs)
+        return pair
 
     def compare(optimizer, *_):
-        parameters = optimizer.param_groups[0]["params"]
-        if len(parameters) != 12 or len(batches) < 6:
+        parameters, step = optimizer.param_groups[0]["params"], len(batches) // 2 - 1
+        seen[len(parameters)] = parameters  # 12 of the generators, 16 of the discriminators
+        if step == 0:
             return
-        to_b, to_a = Generator(), Generator()
-        for ours, theirs in zip([*to_b.parameters(), *to_a.parameters()], parameters, strict=True):
-            ours.data.copy_(theirs)
-        (real_a, real_b), loss, ones = batches[-2:], 0, torch.ones(64, 1)
-        ways = (to_a, to_b, real_b, networks[-2]), (to_b, to_a, real_a, networks[-1])
-        for there, back, source, discriminator in ways:
+        generators, discriminators = copies(Generator, seen[12]), copies(Discriminator, seen[16])
+        (to_b, to_a), (on_a, on_b), bce = generators, discriminators, F.binary_cross_entropy_with_logits
+        (real_a, real_b), loss, ones = (x.clone().requires_grad_() for x in batches[-2:]), 0, torch.ones(64, 1)
+        for there, back, source, target, on in ((to_a, to_b, real_b, real_a, on_a), (to_b, to_a, real_a, real_b, on_b)):
             fake = there(source)
-            loss = loss + F.binary_cross_entropy_with_logits(discriminator(fake), ones)
-            loss = loss + 7 * 2 / 8 / 0.4 * F.l1_loss(back(fake), source)
-        expected = torch.autograd.grad(loss, [*to_b.parameters(), *to_a.parameters()])
-        pairs.extend(zip([p.grad for p in parameters], expected, strict=True))
-        interrupt()  # before this update
+            if len(parameters) == 12:
+                loss = loss + bce(on(fake), ones) + 7 * step / 8 / 0.4 * F.l1_loss(back(fake), source)
+            else:
+                (gradient,) = torch.autograd.grad(on(target).sum(), target, create_graph=True)
+                penalty = gradient.square().sum((1, 2, 3)).mean() if step == 2 else 0
+                loss = loss + bce(on(target), ones) + bce(on(fake), 0 * ones) + 3 * 2 / 2 * penalty
+        ours = generators if len(parameters) == 12 else discriminators
+        gradients = torch.autograd.grad(loss, [*ours.parameters()])
+        pairs.extend(zip([p.grad.clone() for p in parameters], gradients, strict=True))
+        if len(pairs) == 2 * (16 + 12):
+            interrupt()
 
-    hook = register_optimizer_step_pre_hook(compare)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, monkeypatch, EPOCHS=2, CYCLE_WEIGHT=7.0, DECAY_FROM=0.4, PRECISION="float32")
-    finally:
-        hook.remove()
-    assert len(pairs) == 12 and all((a - b).norm() < 1e-3 * b.norm() for a, b in pairs)
+    before_steps(compare)
+    settings = {"CYCLE_WEIGHT": 7.0, "DECAY_FROM": 0.4, "R1_WEIGHT": 3.0, "R1_EVERY": 2, "PRECISION": "float32"}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, monkeypatch, EPOCHS=2, **settings)
+    assert all((a - b).norm() < 1e-3 * b.norm() for a, b in pairs)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(few_images, tmp_path, monkeypatch):

@@ -125,25 +125,6 @@ def test_images_of_another_kind_are_refused(monkeypatch, test_set, change, found
         data.colored_set(train=False, device=CPU)
 
 
-def test_torchs_defaults_change_nothing():
-    def results():
-        test = data.colored_set(train=False, device=CPU)
-        x = test.colored(slice(50))
-        torch.manual_seed(0)
-        deformed = data.deform(x, 2, 10, 0.1, elastic=1.0)
-        restyled = data.restyle(deformed, *[deformed[:, 0, 14, 14]] * 3)
-        return x, restyled, test.colors, test.hues, data.mean_level(test), data.palette("", data.DOMAIN_A)
-
-    before = results()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.device("meta"):  # the default device
-            after = results()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert all(a.dtype == b.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
 def test_hue_against_the_standard_library():
     hsv = torch.rand(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rgb = torch.tensor([colorsys.hsv_to_rgb(*row) for row in hsv.tolist()], dtype=torch.float64)

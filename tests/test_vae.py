@@ -15,7 +15,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import data
 import metrics
 import plots
-import runs
 import vae_continuous
 import vae_discrete
 import vae_joint
@@ -141,13 +140,9 @@ FIRST_STEPS = [
     ("vae_continuous", None),
     ("vae_discrete", None),
     ("vae_joint", None),
-    ("vae_joint", ("+ BETA * (", "- BETA * (")),
     ("vae_joint", ("+ BETA * (", "+ (")),
     ("vae_joint", (' + terms["kl_v"])', ")")),
-    ("vae_continuous", (' + terms["kl_z"]', "")),
-    ("vae_discrete", (' + terms["kl_v"]', "")),
     ("vae_continuous", ("logvar.exp() - 1", "-logvar.exp() - 1")),
-    ("vae_discrete", ('reduction="sum"', 'reduction="mean"')),
 ]
 
 
@@ -269,20 +264,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(script, few_images, tmp_path,
 def test_unusual_constants_work(script, constants, few_images, tmp_path, monkeypatch):
     run(script, tmp_path, monkeypatch, EPOCHS=1, **constants)
     assert FIGURES[script] <= {path.name for path in tmp_path.iterdir()}
-
-
-@SCRIPTS
-def test_it_learns(script, few_images, tmp_path, monkeypatch, test_set):
-    """In 150 steps. Above the floor an empty code gets 302 nats, pictures of mean level 480."""
-    few_images(3000, 1000)
-    monkeypatch.setattr(metrics, "print_epoch", interrupt)
-    tau = {"TAU_START": 0.5} if script is not vae_continuous else {}
-    with pytest.raises(KeyboardInterrupt):
-        run(script, tmp_path, monkeypatch, EPOCHS=1, BATCH_SIZE=20, LEARNING_RATE=0.002, **tau)
-    row = runs.load_torch(tmp_path / "checkpoint.pt")["history"][0]
-    kl = row.get("test_kl_z", 0) + row.get("test_kl_v", 0)
-    above_floor = row["test_reconstruction"] + kl - metrics.pixel_entropy(test_set[:1000])
-    assert kl > 1 and above_floor < (310 if script is vae_discrete else 250)
 
 
 @pytest.mark.parametrize(("script", "decay"), [(vae_continuous, 0.25), (vae_discrete, 0.0), (vae_joint, 0.25)])
