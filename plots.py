@@ -6,7 +6,6 @@ Rows and columns are labelled with the digit, hue or latent value they stand for
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from matplotlib.patches import Circle, Rectangle
 from torch import Tensor
 
 import data
+import runs
 
 DPI = 170  # dots per inch of the pictures; moving ones have 110
 WIDTH = 7.6  # inches, of the widest: GitHub shows it 830 pixels wide, and so 9 points as 14 pixels
@@ -60,16 +60,8 @@ def _cell(columns: int, other: float) -> float:
     return min(CELL, (WIDTH - other) / columns)
 
 
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name; the file written there replaces `path` when the block ends."""
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    yield temporary
-    os.replace(temporary, path)
-
-
 def _save(figure: Figure, path: Path) -> None:
-    with _whole(path) as temporary:
+    with runs.atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
 
 
@@ -144,7 +136,7 @@ def movie(
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     writer = PillowWriter(fps)
-    with _whole(path) as temporary, writer.saving(figure, temporary, dpi=110):
+    with runs.atomic_write(path) as temporary, writer.saving(figure, temporary, dpi=110):
         for t, text in enumerate(titles):
             axes.images[0].set_data(_canvas(frames[t]))
             title.set_text(text)

@@ -214,8 +214,7 @@ def test_the_gradient_of_a_step_is_that_of_the_documented_loss(few_images, befor
     assert torch.allclose(peak / peak.amax(1, keepdim=True), train.colors[index].roll(1, 0), atol=1e-5)
 
     mine, x, left, bce = KnobVAE(3, 10, UNITS), train.colored(index), 1 / 4, F.binary_cross_entropy_with_logits
-    for ours, theirs in zip(mine.parameters(), seen["params"], strict=True):
-        ours.data.copy_(theirs)
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(seen["params"]).detach(), mine.parameters())
     torch.set_rng_state(rng)
     (mu, logvar, log_q), (mu_copy, _, log_q_copy) = mine.encode(x), mine.encode(copy)
     code = mine.sample(mu, logvar, log_q, 5 * math.exp(-0.002 * 3))

@@ -119,6 +119,8 @@ def test_figures_are_whole_and_a_users_own_settings_change_none(tmp_path, monkey
         return [path.read_bytes() for path in sorted(tmp_path.iterdir())]
 
     usual = draw()
+    with pytest.raises(SystemExit, match="could not be written"):
+        plots.loss_curves(tmp_path, HISTORY, FLOORS)  # a folder
     settings = {"image.origin": "lower", "axes.grid": True, "text.usetex": True, "savefig.dpi": 300, "font.size": 30}
     with matplotlib.rc_context(settings):
         assert draw() == usual

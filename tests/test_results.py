@@ -197,7 +197,7 @@ def test_imports_point_one_way():
     shared = {
         "data": set(),
         "runs": {"data"},
-        "plots": {"data"},
+        "plots": {"data", "runs"},
         "judge": {"data", "runs"},
         "metrics": {"data", "judge"},
     }
