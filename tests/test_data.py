@@ -223,7 +223,7 @@ def test_a_palette_is_ten_visible_colours(names, words):
         data.palette("DOMAIN_A", names)
 
 
-def test_drawings_are_rendered_as_mnists_digits_are():
+def test_drawings_are_rendered_as_mnists_digits_are(monkeypatch, tmp_path):
     images, digits = data.drawings()
     assert images.shape == (330, 28, 28) and digits.bincount().tolist() == [33] * 10
     ink, middle = images.double(), torch.arange(28.0, dtype=torch.float64)
@@ -233,3 +233,6 @@ def test_drawings_are_rendered_as_mnists_digits_are():
     extent = torch.maximum((images.amax(1) > 128).sum(1), (images.amax(2) > 128).sum(1))
     assert extent.min() >= 20 and extent.max() <= 21
     assert data.render([[[5, 5]]]).sum() > 0  # a dot
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
+    with pytest.raises(SystemExit, match=r"drawings\.json is missing or damaged"):
+        data.drawings()

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -249,8 +248,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(script, few_images, tmp_path,
 
     test = data.colored_set(train=False, device=CPU)  # what was saved is what was scored
     assert metrics.reconstruction(first, metrics.codes_of(first, test), test).items() <= results.items()
-    pictures = first.decode(first.code(test.colored(slice(2))))  # README's lines
-    plt.close(plt.imshow(pictures[0].permute(1, 2, 0)).figure)
     assert not first.training
 
 
