@@ -225,7 +225,7 @@ def palette(name: str, css_names: tuple[str, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class ColoredSet:
-    """Grey images, the digit in each, and the colour of each. No VAE, no generator trains on `digits`."""
+    """Grey images, the digit and the colour of each. No VAE or generator trains on `digits`."""
 
     images: Tensor  # uint8 (n, 28, 28)
     digits: Tensor  # int64 (n,)

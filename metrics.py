@@ -600,7 +600,7 @@ def knob_steps(model: nn.Module, scores: Evaluation, train: data.ColoredSet, cod
         return {f"{step:+.{decimals}f}{unit}": model.turned(code[None], knob, step)[0] for step in steps}
     if knob == "digit":
         names = scores.results["category_digits"]
-        sizes = scores.results["category_counts"]  # of two with one name the larger comes last, and stays
+        sizes = scores.results["category_counts"]  # of two with one name the larger is last: it stays
         order = sorted(range(len(names)), key=lambda k: (names[k], sizes[k][names[k]]))
         values, captions = (
             torch.eye(len(names), device=code.device)[order],

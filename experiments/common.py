@@ -79,7 +79,8 @@ def has_constants(content: dict, script: ModuleType) -> bool:
 def run(path: Path, script: ModuleType, edits: dict, make: bool = True, again: bool = False) -> dict | None:
     """The result kept at `path` if it has these constants; else that of a run if `make`, or None.
 
-    `again`: of a run in any case. A run's checkpoint, weights and figures lie in a folder beside the file.
+    `again`: that of a run in any case. A run's checkpoint, weights and figures lie in a folder
+    beside the file.
     """
     folder = path.parent if path.name == "metrics.json" else path.with_suffix("")
     with edited(script, OUTPUT_DIR=folder, **edits):

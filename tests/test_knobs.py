@@ -201,7 +201,6 @@ def test_the_gradient_of_a_step_is_that_of_the_documented_loss(few_images, befor
 
     monkeypatch.setattr(vae_knobs, "known_copies", recorded)
     monkeypatch.setattr(vae_knobs, "contrastive_loss", lambda *args: contrastive.append(1) or loss_of(*args))
-    # HEARD is large, as the gradient through an untrained decoder is small.
     # The fourth is large, as the gradient through an untrained decoder is small.
     settings = {"CLUSTER_WEIGHT": 2, "CODE_WEIGHT": 3, "PICTURE_WEIGHT": 5, "HEARD_WEIGHT": 7e4, "CENTRE_WEIGHT": 11}
     before_steps(keep)
